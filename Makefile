@@ -1,0 +1,84 @@
+# The commands of metalib. `make` alone lists them.
+#
+#   make setup PYTHON=python3.12      another interpreter
+#   make run ARGS="--help"            more words for the command line
+#   make lock LOCK_ARGS=--upgrade     newer versions, not just a lock that fits pyproject.toml
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+LOCK_ARGS ?=
+
+LOCK := requirements.lock
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+STAMP := $(VENV)/.metalib-stamp
+UV_VERSION := 0.13.9
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup run test test-all check lab lock clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+		while IFS='|' read -r target text; do printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+setup: $(STAMP) ## make .venv with the locked versions and metalib itself (quick when nothing changed)
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "No $(PYTHON) here. Install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "metalib needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make setup PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
+	$(PIP) install -q --disable-pip-version-check -r $(LOCK)
+	$(PIP) install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+run: setup ## train the world of configs/world.yaml with two processes; more words in ARGS="..."
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/world.yaml $(ARGS)
+
+# Tests use nothing from the network, and draw to no screen.
+test test-all: export HF_HUB_OFFLINE = 1
+test test-all: export TOKENIZERS_PARALLELISM = false
+test test-all: export MPLBACKEND = Agg
+
+check: setup
+	$(BIN)/ruff check -q
+	$(BIN)/mypy
+
+test: check ## ruff, mypy and the quick tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check ## ruff, mypy, all tests and the notebooks
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests $(wildcard notebooks)
+
+lab: setup ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+# The CUDA packages that torch asks for on Linux. torch pins them itself, and a torch without CUDA
+# needs none of them, so the lock leaves them out.
+CUDA := cuda-bindings cuda-pathfinder cuda-toolkit triton $(addprefix nvidia-, \
+	cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+	cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock: $(BIN)/python ## make requirements.lock again from pyproject.toml
+	$(PIP) install -q --disable-pip-version-check uv==$(UV_VERSION)
+	@if [ -f $(LOCK) ]; then cp $(LOCK) $(LOCK).new; fi
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
+		--no-header --no-emit-index-url $(CUDA:%=--no-emit-package %) $(LOCK_ARGS) -o $(LOCK).new >/dev/null
+	@{ echo '# The exact versions of everything metalib uses, with all its extras. One lock for Linux, macOS'; \
+	   echo '# (Apple silicon, 14 or newer) and Windows, and for Python 3.11 to 3.14, as far as torch has wheels.'; \
+	   echo '# Made from pyproject.toml by `make lock`, which runs'; \
+	   echo '#   uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest'; \
+	   echo '# and leaves out the CUDA packages (nvidia-*, cuda-*, triton): torch pins those itself where it'; \
+	   echo '# needs them. Do not edit by hand.'; \
+	   grep -v '^#' $(LOCK).new; } > $(LOCK)
+	@rm -f $(LOCK).new
+
+clean: ## remove the environment and all caches (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +

@@ -1,0 +1,108 @@
+"""The command line: `metalib train`, `metalib evaluate`, `metalib tune`."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import ValidationError
+
+from metalib.config import Config, invalid, make_config, read_config
+from metalib.errors import MetalibError
+
+Settings = Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass
+class Train:
+    """Meta-train a learner and its baselines, test them on the held-out domains, write a run folder."""
+
+    file: tyro.conf.Positional[Path | None] = None
+    """YAML file of settings; flags go before it."""
+    settings: Settings = field(default_factory=Config)
+
+
+@dataclass
+class Evaluate:
+    """Test a finished run again and draw all its figures, those that take longer too."""
+
+    folder: tyro.conf.Positional[Path]
+    """The run folder."""
+
+
+@dataclass
+class Tune:
+    """Train and score every combination of a few settings' values on the validation domains."""
+
+    file: tyro.conf.Positional[Path | None] = None
+    """YAML file of settings; flags go before it."""
+    grid: tuple[str, ...] = ()
+    """Values to try, e.g. `--grid inner_lr=1e-4,3e-4 inner_steps=5,10`."""
+    settings: Settings = field(default_factory=Config)
+
+
+def parse(words: Sequence[str]) -> Train | Evaluate | Tune:
+    """What the words ask for: flags go before the YAML file's settings, and these before the defaults.
+
+    A run that is resumed without a YAML file takes the settings that stand in its folder.
+
+    Raises:
+        BadInput: a config file or a setting that cannot be used.
+        SystemExit: unknown flags or values that are no numbers (2), `--help` (0).
+    """
+    try:
+        asked = tyro.cli(Train | Evaluate | Tune, prog="metalib", args=words)
+        if isinstance(asked, Evaluate):
+            return asked
+        file, folder = asked.file, Path(asked.settings.out or ".")
+        if file is None and asked.settings.resume and (folder / "config.yaml").exists():
+            file = folder / "config.yaml"
+        if file is not None:
+            default = replace(asked, file=asked.file, settings=read_config(file))
+            asked = tyro.cli(type(asked), prog=f"metalib {words[0]}", args=words[1:], default=default)
+    except ValidationError as error:
+        raise invalid(error, "command line") from error
+    make_config(vars(asked.settings), "command line")
+    return asked
+
+
+def carry_out(asked: Train | Evaluate | Tune) -> str:
+    """Do it; returns the tables to show."""
+    from metalib import report, runs, tuning  # here: `--help` and bad settings need not wait for torch
+
+    if isinstance(asked, Tune):
+        folder = tuning.tune(asked.settings, tuning.parse_grid(asked.grid))
+        tables = (folder / "tuning.md").read_text(encoding="utf-8")
+    else:
+        folder = runs.evaluate(asked.folder) if isinstance(asked, Evaluate) else runs.train(asked.settings)
+        tables = report.summary(folder)
+    return f"{tables}\nEverything is in {folder}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 bad input, 3 a loss that is not finite, 1 anything else."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    log = logging.getLogger("metalib")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if is_main:
+        screen = logging.StreamHandler()
+        screen.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(screen)
+    try:
+        tables = carry_out(parse(sys.argv[1:] if words is None else words))
+    except MetalibError as error:
+        if is_main:
+            print(f"metalib: {error}", file=sys.stderr)
+        return error.exit_code
+    if is_main:
+        print(tables)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Every setting of a run, in one place: the YAML file's keys and the command line's flags."""
+
+from dataclasses import asdict, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from metalib.errors import BadInput
+from metalib.inner import InnerLoop
+from metalib.world import TEST_DOMAINS
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+LearnerName = Literal["reptile", "joint", "finetuned"]
+Own = dict[str, str | int | float | bool]
+
+
+def split_commas(names: object) -> object:
+    """`("a,b", "c")` → `("a", "b", "c")`, so that a flag may list names with commas."""
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
+    return names
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Config:
+    """Settings of a run. Scores are fractions of 1, lengths are tokens, shots and queries are reviews per class."""
+
+    data: str = "world"
+    """`world`, `amazon`, a URL, or a file of reviews (.json, .jsonl, .csv, .parquet)."""
+    conflict: Share = 0.75
+    """World only: share of opinions whose sign depends on the domain."""
+    cue: Share = 0.0
+    """World only: how much a text gives away which domain it is from."""
+    world_seed: CountOrZero = 0
+    """World only: seed of the reviews."""
+    test_domains: tuple[str, ...] = TEST_DOMAINS
+    """Domains looked at once, at the end."""
+    validation_domains: tuple[str, ...] = ()
+    """Domains for choosing settings; none named = `validation_count` of the training domains, drawn by `split_seed`."""
+    validation_count: CountOrZero = 3
+    """How many validation domains to draw where none are named."""
+    split_seed: CountOrZero = 0
+    """Seed of the validation domains, of all evaluation episodes and of the order in which they are learned."""
+
+    model: str = "tiny"
+    """`tiny`, or the folder or hub name of a pretrained checkpoint."""
+    max_length: Annotated[int, Field(ge=4)] = 128
+    """Longer reviews are cut to this many tokens."""
+    frozen_layers: CountOrZero = 0
+    """So many of the lowest layers, and the embeddings, stay as they are."""
+
+    learner: LearnerName = "reptile"
+    """The rule that turns a task into a direction; `finetuned` is the model before any meta-training."""
+    seed: CountOrZero = 0
+    """Seed of the new weights, the training tasks, the minibatches and dropout."""
+    meta_steps: CountOrZero = 300
+    """Steps of the outer loop."""
+    meta_batch: Count = 5
+    """Tasks per meta-step."""
+    train_shots: Count = 40
+    """Reviews per class to draw from while meta-training (more than `shots` helps)."""
+    inner_steps: Count = 10
+    """Steps of the inner loop while meta-training."""
+    inner_batch: Count = 10
+    """Reviews per inner step."""
+    inner_lr: Positive = 1e-3
+    """Inner learning rate α."""
+    inner_optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the inner loop."""
+    inner_schedule: Literal["constant", "linear"] = "constant"
+    """Inner learning rate over the steps: constant, or in a straight line down to zero."""
+    dropout: bool = False
+    """Dropout in the inner loop, on or off for the whole of it."""
+    micro_batch: CountOrZero = 0
+    """At most so many reviews per forward pass, for small memories; the result stays the same. 0 = no limit."""
+    epsilon: NotNegative | None = None
+    """Outer step size ε; none = 1 where the outer optimiser is sgd, 1e-3 where it is adam."""
+    epsilon_final: NotNegative | None = None
+    """ε at the last meta-step, to which it goes in a straight line; none = a tenth of `epsilon`."""
+    outer: Literal["auto", "sgd", "adam"] = "auto"
+    """Outer optimiser; auto: sgd where directions are displacements (reptile), adam where they are gradients."""
+
+    shots: Count = 10
+    """Support reviews per class at the test."""
+    queries: Count = 10
+    """Query reviews per class at the test."""
+    adapt_steps: CountOrZero = 20
+    """Gradient steps on the support set at the test."""
+    adapt_lr: Positive = 1e-3
+    """Learning rate of these steps."""
+    adapt_batch: Count = 10
+    """Reviews per step at the test."""
+    eval_episodes: Count = 210
+    """Test episodes in total, over all test domains in turn."""
+    validations: CountOrZero = 6
+    """How often to score the validation domains while training, evenly spread; the points of the learning curve."""
+    validation_episodes: Count = 30
+    """Episodes of each such scoring."""
+
+    baselines: Names = ("finetuned", "joint")
+    """Learners to train and test beside this one."""
+    joint: Own = Field(default_factory=dict)
+    """Settings of joint training that differ, e.g. `epsilon 1e-3`; meta_steps follows from equal review passes."""
+    finetuned: Own = Field(default_factory=dict)
+    """Settings of `finetuned` that differ, e.g. `adapt_lr 1e-3`."""
+
+    out: str | None = None
+    """Run folder; none = the next free `runs/LEARNER-DATA-NUMBER`."""
+    resume: bool = False
+    """Go on from the run folder's checkpoints."""
+    checkpoint_every: Count = 50
+    """Meta-steps between checkpoints."""
+    trackers: Names = ()
+    """Accelerate's trackers to report to, e.g. tensorboard."""
+
+    def training_loop(self) -> InnerLoop:
+        """The inner loop while meta-training."""
+        return InnerLoop(
+            self.inner_steps, self.inner_lr, self.inner_batch, self.inner_optimizer, self.inner_schedule,
+            self.dropout, self.micro_batch,
+        )  # fmt: skip
+
+    def adaptation_loop(self) -> InnerLoop:
+        """The inner loop at the test."""
+        return InnerLoop(
+            self.adapt_steps, self.adapt_lr, self.adapt_batch, self.inner_optimizer, self.inner_schedule,
+            self.dropout, self.micro_batch,
+        )  # fmt: skip
+
+    def passes_per_step(self, classes: int = 2) -> int:
+        """Reviews that go forward and backward in one meta-step."""
+        per_task = {
+            "reptile": self.inner_steps * self.inner_batch,
+            "joint": classes * self.train_shots,
+            "finetuned": 0,
+        }
+        return self.meta_batch * per_task[self.learner]
+
+    def for_learner(self, name: str, classes: int = 2) -> "Config":
+        """The settings with which this run trains and tests one of its learners: its own where given, else the run's.
+
+        Joint training as a baseline gets as many review passes as the run's learner, unless its `meta_steps` is given.
+        """
+        own = dict({"joint": self.joint, "finetuned": {"meta_steps": 0, **self.finetuned}}.get(name, {}))
+        config = make_config({**asdict(self), **own, "learner": name}, f"the settings of {name}")
+        if name == "joint" != self.learner and "meta_steps" not in own:
+            passes = self.meta_steps * self.passes_per_step(classes)
+            config = replace(config, meta_steps=max(1, round(passes / config.passes_per_step(classes))))
+        return config
+
+
+def make_config(settings: dict[str, Any], source: str) -> Config:
+    """A checked `Config` from plain values.
+
+    Raises:
+        BadInput: an unknown key or a value out of its range; `source` says where the settings came from.
+    """
+    known = [field.name for field in fields(Config)]
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "`metalib train --help` lists all settings"
+            raise BadInput(f"{source}: unknown setting {key!r} — {hint}")
+    try:
+        config = Config(**settings)
+    except ValidationError as error:
+        raise invalid(error, source) from error
+    for name in config.baselines:
+        if name not in ("finetuned", "joint"):
+            raise BadInput(f"{source}: {name!r} in baselines — choose from 'finetuned' and 'joint'")
+    return config
+
+
+def invalid(error: ValidationError, source: str) -> BadInput:
+    """The first of pydantic's findings as this project's error: the setting, its value, what it must be."""
+    wrong = error.errors()[0]
+    name = ".".join(str(part) for part in wrong["loc"])
+    return BadInput(f"{source}: {name} is {wrong['input']!r} — {wrong['msg'].lower()}")
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a YAML file of settings.
+
+    Raises:
+        BadInput: no such file, not YAML, or settings that `make_config` refuses.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"config file {str(path)!r} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"config file {str(path)!r} is not YAML: {error}") from error
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, dict):
+        raise BadInput(f"config file {str(path)!r} holds a {type(settings).__name__}, not `setting: value` lines")
+    return make_config(settings, f"config file {str(path)!r}")
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write all settings as YAML that `read_config` reads back."""
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")

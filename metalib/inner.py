@@ -1,0 +1,139 @@
+"""The inner loop: from θ, a few gradient steps on one support set, to φ."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from metalib.models import TokenizedReviews, seeded
+from metalib.weights import Weights
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How one task is learned.
+
+    Attributes:
+        steps: gradient steps k.
+        lr: inner learning rate α of the first step.
+        batch_size: reviews per step, drawn afresh from the support set in every step.
+        optimizer: `adam` (β₁ = 0, as in the Reptile paper, §6; its state is made anew for each task) or `sgd`.
+        schedule: `constant`, or `linear`: α falls in a straight line and would reach 0 after exactly `steps` steps.
+        dropout: on or off, for the whole inner loop.
+        micro_batch: at most so many reviews in one forward pass; the gradient of a step stays the same. 0 = no split.
+    """
+
+    steps: int
+    lr: float
+    batch_size: int
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["constant", "linear"] = "constant"
+    dropout: bool = False
+    micro_batch: int = 0
+
+    def make_optimizer(self, weights: Weights) -> torch.optim.Optimizer:
+        """A new optimiser over the one flat vector."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD([weights.leaf()], lr=self.lr)
+        return torch.optim.Adam(
+            [weights.leaf()], lr=self.lr, betas=(0.0, 0.999), fused=weights.flat.device.type != "mps"
+        )
+
+    def lr_at(self, step: int) -> float:
+        """Inner learning rate of step 0, 1, …, steps − 1."""
+        return self.lr * (1 - step / self.steps) if self.schedule == "linear" else self.lr
+
+
+def minibatches(rows: np.ndarray, batch_size: int, steps: int, seed: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """`steps` minibatches of the rows: shuffled, cut, all used (the last, smaller cut too), then shuffled again."""
+    generator = np.random.default_rng(seed)
+    step = 0
+    while step < steps:
+        shuffled = generator.permutation(rows)
+        for start in range(0, len(rows), batch_size):
+            if step == steps:
+                return
+            yield shuffled[start : start + batch_size]
+            step += 1
+
+
+def add_gradient(
+    model: PreTrainedModel, reviews: TokenizedReviews, rows: np.ndarray, micro_batch: int = 0
+) -> torch.Tensor:
+    """Add the gradient of the mean loss over the rows to the weights' `grad`; returns that loss, shape ().
+
+    Micro-batches are weighted by their size, so that the last, smaller one counts for what it holds.
+    """
+    size = micro_batch or len(rows)
+    total = torch.zeros((), device=reviews.device)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        loss = model(**reviews.batch(part)).loss * (len(part) / len(rows))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def adapt(
+    model: PreTrainedModel,
+    weights: Weights,
+    reviews: TokenizedReviews,
+    support: np.ndarray,
+    loop: InnerLoop,
+    seed: tuple[int, ...] = (0,),
+    after_step: Callable[[int], None] | None = None,
+) -> torch.Tensor:
+    """Learn one support set: the weights go from θ, where they are, to φ, where they stay (see `untouched`).
+
+    Args:
+        model: the classifier whose parameters are views into `weights`.
+        reviews: where the row numbers of `support` lead to.
+        support: (n,) rows to learn from.
+        loop: number of steps, learning rate and the rest.
+        seed: of the order of the minibatches and of dropout.
+        after_step: called with 0 before the first step and with 1 … k after each, e.g. to draw a curve.
+
+    Returns:
+        (k,) the loss of each step's minibatch before the step, detached. Not checked for being finite.
+    """
+    optimizer = loop.make_optimizer(weights)
+    losses = torch.zeros(loop.steps, device=weights.flat.device)
+    if after_step:
+        after_step(0)
+    was_training = model.training
+    with seeded(seed, weights.flat.device):
+        for step, rows in enumerate(minibatches(support, loop.batch_size, loop.steps, seed)):
+            model.train(loop.dropout)
+            weights.grad.zero_()
+            losses[step] = add_gradient(model, reviews, rows, loop.micro_batch)
+            optimizer.param_groups[0]["lr"] = loop.lr_at(step)
+            optimizer.step()
+            if after_step:
+                after_step(step + 1)
+    model.train(was_training)
+    return losses
+
+
+@contextmanager
+def untouched(model: PreTrainedModel, weights: Weights) -> Iterator[torch.Tensor]:
+    """Whatever is done inside leaves no trace: weights, buffers, mode and random state are put back.
+
+    Yields θ (P,), the point to which the weights will return.
+    """
+    theta = weights.snapshot()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    was_training = model.training
+    cuda = [weights.flat.device] if weights.flat.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield theta
+    finally:
+        weights.restore(theta)
+        weights.grad.zero_()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        model.train(was_training)

@@ -1,0 +1,178 @@
+"""Models: a tokenizer and a text classifier, tiny and made here or pretrained and loaded."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from tokenizers import BertWordPieceTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from metalib.errors import BadInput
+
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+
+
+@contextmanager
+def seeded(seed: int | tuple[int, ...], device: torch.device | None = None) -> Iterator[None]:
+    """Inside, torch's random draws (dropout, new layers) follow from `seed` alone; outside, nothing has moved."""
+    number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(number)
+        yield
+
+
+def train_tokenizer(texts: Sequence[str], max_length: int = 128, vocabulary: int = 2000) -> BertTokenizerFast:
+    """A lower-casing WordPiece tokenizer of at most `vocabulary` entries, learned from the texts."""
+    word_piece = BertWordPieceTokenizer(lowercase=True)
+    word_piece.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, show_progress=False)
+    return BertTokenizerFast(tokenizer_object=word_piece._tokenizer, do_lower_case=True, model_max_length=max_length)
+
+
+def load_model(
+    name: str,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    seed: int = 0,
+    frozen_layers: int = 0,
+    max_length: int = 128,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier and its tokenizer.
+
+    Args:
+        name: `tiny` (a BERT of 2 layers and 64 units, made here, its tokenizer learned from `texts`), or a folder
+            or hub name of any checkpoint that `AutoModelForSequenceClassification` opens.
+        texts: training texts, read by the tiny tokenizer only.
+        labels: class names in the order of their numbers.
+        seed: of the weights that are not pretrained (all of them, or a new classifier head).
+        frozen_layers: this many of the lowest layers, and the embeddings below them, stay as they are.
+        max_length: tokens of the longest text that the model will be given.
+
+    Raises:
+        BadInput: the checkpoint cannot be found or opened, has fewer layers than are to be frozen, or cannot read
+            texts of `max_length` tokens.
+    """
+    heads = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: number for number, name in enumerate(labels)},
+    }
+    with seeded(seed):
+        if name == "tiny":
+            tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, max_length)
+            config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=max_length, **TINY, **heads)
+            model: PreTrainedModel = BertForSequenceClassification(config)
+        else:
+            model, tokenizer = _load_checkpoint(name, heads)
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
+    if max_length > longest:
+        raise BadInput(f"max_length={max_length}: model {name!r} reads at most {longest} tokens — lower it")
+    model.eval()
+    freeze_lower_layers(model, frozen_layers)
+    return model, tokenizer
+
+
+def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # a new classifier head is what is wanted: no warning about it
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **heads)
+    except Exception as error:  # the hub, the disk and the file formats all raise their own
+        what = (
+            "the folder cannot be opened as a model"
+            if Path(name).is_dir()
+            else "no such folder, and it cannot be had from the hub"
+        )
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            f"model {name!r}: {what}{offline}: {reason} — give the path of a downloaded checkpoint, or --model tiny"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    return model, tokenizer
+
+
+def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
+    """Freeze the embeddings and the lowest `layers` encoder layers; 0 freezes nothing.
+
+    Raises:
+        BadInput: the model has fewer layers, or none that can be found (`encoder.layer`, `transformer.layer`).
+    """
+    if layers == 0:
+        return
+    stacks = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) >= layers]
+    if not stacks:
+        raise BadInput(f"frozen_layers={layers}: {type(model).__name__} has no stack of that many layers — lower it")
+    frozen = [stacks[0][i] for i in range(layers)]
+    frozen += [child for name, child in model.base_model.named_children() if "embeddings" in name]
+    for module in frozen:
+        module.requires_grad_(False)
+
+
+class TokenizedReviews:
+    """Reviews as token numbers, tokenised once; `batch` pads only to the longest review of that batch.
+
+    Attributes:
+        labels: (n,) class number of each review.
+        lengths: (n,) tokens of each review, special ones included.
+    """
+
+    def __init__(
+        self,
+        reviews: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        device: torch.device | str = "cpu",
+    ):
+        def encode(columns: dict) -> dict:
+            return {"input_ids": tokenizer(columns["text"], truncation=True, max_length=max_length)["input_ids"]}
+
+        encoded = reviews.map(encode, batched=True, remove_columns=["text", "domain"], desc="Tokenising")
+        self.labels = np.asarray(encoded["label"])
+        self.tokens = [np.asarray(ids) for ids in encoded.with_format("numpy")["input_ids"]]
+        self.lengths = np.asarray([len(ids) for ids in self.tokens])
+        self.padding = tokenizer.pad_token_id
+        self.device = torch.device(device)
+
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """The model's input for some rows: `input_ids` and `attention_mask` (rows, longest), `labels` (rows,)."""
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        input_ids = np.full(mask.shape, self.padding)
+        input_ids[mask] = np.concatenate([self.tokens[row] for row in rows])
+        columns = {
+            "input_ids": input_ids,
+            "attention_mask": mask.astype(np.int64),
+            "labels": self.labels[rows],
+        }
+        return {name: torch.from_numpy(column).to(self.device) for name, column in columns.items()}
+
+    @torch.no_grad()
+    def logits(self, model: PreTrainedModel, rows: np.ndarray, batch_size: int = 64) -> torch.Tensor:
+        """(rows, classes) logits of the model as it is, without dropout; batches of like length, order kept."""
+        was_training = model.training
+        model.eval()
+        order = np.argsort(self.lengths[rows], kind="stable")
+        result = torch.empty(len(rows), model.config.num_labels, device=self.device)
+        for start in range(0, len(rows), batch_size):
+            places = order[start : start + batch_size]
+            inputs = self.batch(rows[places])
+            inputs.pop("labels")
+            result[torch.from_numpy(places)] = model(**inputs).logits.float()
+        model.train(was_training)
+        return result

@@ -1,0 +1,135 @@
+"""Every figure: titles that say what is shown, axes with units, a band where there is spread, one colour a method."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "reptile": "#0072B2",
+    "joint": "#E69F00",
+    "finetuned": "#009E73",
+    "majority": "#999999",
+    "best_possible": "#000000",
+}  # Okabe & Ito's palette, which readers with any colour vision can tell apart
+LABELS = {
+    "reptile": "Reptile",
+    "joint": "joint training",
+    "finetuned": "no meta-training",
+    "majority": "majority class",
+    "best_possible": "best possible",
+}
+SCORE = "balanced accuracy [%]"
+
+
+def label(method: str) -> str:
+    """A method's name for readers."""
+    return LABELS.get(method, method)
+
+
+def band(axes: Axes, x: Sequence[float], points: Sequence[dict[str, Any]], method: str, **style: Any) -> None:
+    """A line through the means of `points` (`{"mean", "ci95"}`, fractions) in percent, with its 95% band."""
+    colour = COLOURS.get(method)
+    (line,) = axes.plot(x, [100 * point["mean"] for point in points], color=colour, marker="o", markersize=3, **style)
+    edges = [point["ci95"] if point["ci95"][0] is not None else [np.nan, np.nan] for point in points]
+    low, high = 100 * np.asarray(edges, dtype=float).T
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def running_mean(values: Sequence[float], width: int) -> np.ndarray:
+    """Mean over the last `width` values, fewer at the start; same length."""
+    sums = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def learning_curve(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Validation accuracy and training loss against review passes, from the lines of each learner's metrics.jsonl."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for method, lines in metrics.items():
+        scored = [line for line in lines if "validation" in line]
+        passes = [line["review_passes"] / 1000 for line in scored]
+        for when, dashes in (("after", "-"), ("before", ":")) if scored and len(lines) > 1 else ():
+            points = [line["validation"][when] for line in scored]
+            band(left, passes, points, method, linestyle=dashes, label=f"{label(method)}, {when} adapting")
+        steps = [line for line in lines if "first_loss" in line]
+        if steps:
+            x = [line["review_passes"] / 1000 for line in steps]
+            width = max(1, len(steps) // 30)
+            for key, dashes, words in (("first_loss", ":", "first"), ("last_loss", "-", "last")):
+                if key == "last_loss" or any(line["first_loss"] != line["last_loss"] for line in steps):
+                    smooth = running_mean([line[key] for line in steps], width)
+                    right.plot(
+                        x,
+                        smooth,
+                        dashes,
+                        color=COLOURS.get(method),
+                        label=f"{label(method)}, {words} inner step",
+                    )
+    left.set(
+        title="Held-out validation domains: before and after a few steps",
+        xlabel="training reviews seen [thousands of passes]",
+        ylabel=SCORE,
+    )
+    right.set(
+        title="Loss on training tasks",
+        xlabel="training reviews seen [thousands of passes]",
+        ylabel="loss [nats]",
+    )
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    return figure
+
+
+def accuracy_curve(curves: dict[str, dict[str, Any]], x: str, queries: int) -> Figure:
+    """Balanced accuracy on the test domains against `steps` of adaptation or `shots`."""
+    figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for method, points in curves.items():
+        band(axes, points[x], points["balanced_accuracy"], method, label=label(method))
+    titles = {
+        "steps": "Learning a new domain, step by step",
+        "shots": "Learning a new domain from more and more reviews",
+    }
+    axes.set(
+        title=titles[x],
+        xlabel={"steps": "gradient steps on the support set", "shots": "labelled reviews per class (shots)"}[x],
+        ylabel=SCORE,
+    )
+    axes.set_xscale("symlog" if x == "steps" else "log")
+    ticks = sorted({mark for points in curves.values() for mark in points[x]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    axes.annotate(
+        f"{queries} queries per class; bands: 95% intervals",
+        (0.01, 0.01),
+        xycoords="axes fraction",
+        fontsize=7,
+    )
+    return figure
+
+
+def domain_scores(methods: dict[str, dict[str, Any]], metric: str = "balanced_accuracy") -> Figure:
+    """Each method's score on each test domain with its 95% interval."""
+    domains = list(next(iter(methods.values()))["domains"])
+    figure, axes = plt.subplots(figsize=(1.5 + 2.2 * len(domains), 4), layout="constrained")
+    width = 0.8 / len(methods)
+    for place, (method, entry) in enumerate(methods.items()):
+        x = np.arange(len(domains)) + (place - (len(methods) - 1) / 2) * width
+        points = [entry["domains"][domain][metric] for domain in domains]
+        means = np.asarray([100 * point["mean"] for point in points])
+        edges = [point["ci95"] if point["ci95"][0] is not None else [np.nan] * 2 for point in points]
+        errors = np.abs(100 * np.asarray(edges, dtype=float).T - means)
+        axes.bar(x, means, width * 0.9, yerr=errors, capsize=2, color=COLOURS.get(method), label=label(method))
+    axes.set_xticks(range(len(domains)), domains)
+    axes.set(title="Each test domain", ylabel=f"{metric.replace('_', ' ')} [%]", ylim=(0, 105))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure

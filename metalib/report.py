@@ -1,0 +1,166 @@
+"""What a run leaves for people to read: `report.md` with its figures, and `model/` with its card."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from metalib import plots
+from metalib.checkpoint import write_atomically
+from metalib.config import Config, read_config
+from metalib.evaluation import METRICS
+
+Clean = Callable[[object], str]
+Evaluation = dict[str, Any]  # the content of evaluation.json
+
+
+def escape(text: object) -> str:
+    """Text that stands as itself in Markdown: no HTML, no links, no new columns."""
+    plain = re.sub(r"&(?=#?\w+;)", "&amp;", " ".join(str(text).split())).replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~#>])", r"\\\1", plain)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], clean: Clean = escape) -> str:
+    """A Markdown table; cells go through `clean` (`str` for a terminal, where no sign has a meaning)."""
+    lines = [[clean(cell) for cell in head], ["---"] * len(head), *([clean(cell) for cell in row] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def percent(point: dict[str, Any]) -> str:
+    """`{"mean", "ci95"}`, fractions → `91.2 (88.9 to 93.5)`, in percent."""
+    low, high = point["ci95"]
+    mean = f"{100 * point['mean']:.1f}"
+    return mean if low is None or low == high else f"{mean} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def scores_table(evaluation: Evaluation, clean: Clean = escape) -> str:
+    """All methods on all test domains together."""
+    rows = [[plots.label(name), *(percent(entry["overall"][metric]) for metric in METRICS)]
+            for name, entry in evaluation["methods"].items()]  # fmt: skip
+    return table(["method", *(metric.replace("_", " ") for metric in METRICS)], rows, clean)
+
+
+def verdict(pair: dict[str, Any]) -> str:
+    """A paired difference in words; where the interval holds 0 it says that there is no difference to be seen."""
+    low, high = pair["ci95"]
+    a, b, points = plots.label(pair["a"]), plots.label(pair["b"]), 100 * pair["difference"]
+    if low is None or low <= 0 <= high:
+        return f"no difference seen between {a} and {b}"
+    return f"{a} above {b} by {points:.1f} points" if points > 0 else f"{a} below {b} by {-points:.1f} points"
+
+
+def paired_table(evaluation: Evaluation, metric: str = "balanced_accuracy", clean: Clean = escape) -> str:
+    """The paired differences in one score, in points."""
+    rows = [
+        [
+            f"{plots.label(pair['a'])} − {plots.label(pair['b'])}",
+            percent({"mean": pair["difference"], "ci95": pair["ci95"]}),
+            verdict(pair),
+        ]
+        for pair in evaluation["paired"]
+        if pair["metric"] == metric
+    ]
+    return table([f"{metric.replace('_', ' ')}, difference in points", "with 95% interval", "in words"], rows, clean)
+
+
+def domains_table(evaluation: Evaluation, metric: str = "balanced_accuracy", clean: Clean = escape) -> str:
+    """One score for each method and test domain."""
+    methods = evaluation["methods"]
+    domains = list(next(iter(methods.values()))["domains"])
+    rows = [[plots.label(name), *(percent(entry["domains"][domain][metric]) for domain in domains)]
+            for name, entry in methods.items()]  # fmt: skip
+    return table([metric.replace("_", " "), *domains], rows, clean)
+
+
+def summary(folder: Path) -> str:
+    """The tables of a finished run, for a terminal."""
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    episodes = evaluation["episodes"]
+    words = "{count} test episodes, {shots} shots and {queries} queries per class; percent, with 95% intervals\n\n"
+    tables = (scores_table(evaluation, str), paired_table(evaluation, clean=str), domains_table(evaluation, clean=str))
+    return words.format(**episodes) + "\n".join(tables)
+
+
+def read_metrics(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]]:
+    """The lines of `metrics.jsonl` of the run's learner and of its baselines."""
+    files = {name: folder / "baselines" / name / "metrics.jsonl" for name in config.baselines}
+    files[config.learner] = folder / "metrics.jsonl"
+    return {
+        name: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for name, file in files.items()
+        if file.exists()
+    }
+
+
+def write_report(folder: Path) -> None:
+    """Draw the figures that the folder's files allow, and write `report.md`."""
+    config = read_config(folder / "config.yaml")
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    curves = json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+    queries = evaluation["episodes"]["queries"]
+    figures = {
+        "learning_curve": plots.learning_curve(read_metrics(folder, config)),
+        "adaptation_curve": plots.accuracy_curve(curves["adaptation"], "steps", queries),
+        "domains": plots.domain_scores(evaluation["methods"]),
+    }
+    if "shots" in curves:
+        figures["shot_curve"] = plots.accuracy_curve(curves["shots"], "shots", queries)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        plots.plt.close(figure)
+    images = "\n".join(f"![{name.replace('_', ' ')}]({name}.png)\n" for name in figures)
+    episodes = evaluation["episodes"]
+    text = f"""# {escape(plots.label(config.learner))} on {escape(Path(config.data).name)}
+
+{episodes["count"]} episodes on the test domains, {episodes["shots"]} shots and {episodes["queries"]} queries per class;
+all methods learn the same episodes (SHA-256 `{episodes["sha256"][:16]}`). Percent, with 95% intervals.
+Unit of the intervals: {evaluation["unit"]}.
+
+{scores_table(evaluation)}
+{paired_table(evaluation)}
+{domains_table(evaluation)}
+{images}
+Settings: [config.yaml](config.yaml). All numbers: [evaluation.json](evaluation.json), [curves.json](curves.json),
+[metrics.jsonl](metrics.jsonl).
+"""
+    write_atomically(folder / "report.md", text.encode())
+
+
+def write_model(folder: Path, model: Any, tokenizer: Any, config: Config) -> None:
+    """Save the meta-learned model in Hugging Face format, with a card filled from the run."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    data = ModelCardData(language="en", library_name="transformers", pipeline_tag="text-classification",
+                         tags=["meta-learning", config.learner])  # fmt: skip
+    settings = table(["setting", "value"], [[k, v] for k, v in asdict(config).items() if k not in ("out", "resume")])
+    episodes = evaluation["episodes"]
+    card = f"""---
+{data.to_yaml()}
+---
+# A meta-learned starting point for classifying reviews
+
+Trained with {escape(plots.label(config.learner))} on {escape(Path(config.data).name)}. It is meant to be adapted:
+a few gradient steps on a few labelled reviews of a new domain ({config.adapt_steps} steps at a learning rate of
+{config.adapt_lr:g} on {config.shots} reviews per class in the test below), and not to be used as it is.
+
+## How it did on domains it had not seen
+
+{episodes["count"]} episodes, {episodes["shots"]} shots and {episodes["queries"]} queries per class; percent, with
+95% intervals ({evaluation["unit"]}).
+
+{scores_table(evaluation)}
+{paired_table(evaluation)}
+## Limits
+
+The test domains are {escape(", ".join(config.test_domains))}; the intervals say nothing about others.
+Classes: {escape(", ".join(model.config.id2label.values()))}. Texts are cut to {config.max_length} tokens.
+
+## Settings
+
+{settings}"""
+    ModelCard(card).save(folder / "model" / "README.md")

@@ -1,0 +1,307 @@
+"""A run from its settings to its folder: check everything, train the learner and its baselines, test them, report."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+
+from metalib import report
+from metalib.checkpoint import load_checkpoint, write_atomically
+from metalib.config import Config, read_config, write_config
+from metalib.errors import BadInput
+from metalib.evaluation import (
+    Episodes,
+    compare,
+    constant_predictions,
+    curve,
+    predict_episodes,
+    summarise,
+)
+from metalib.reviews import Splits, load_reviews, split_domains
+from metalib.tasks import TaskSampler, hash_tasks
+from metalib.training import Workbench, meta_train, prepare
+from metalib.world import World
+
+log = logging.getLogger("metalib")
+CURVE_SHOTS = (1, 2, 5, 10, 20)
+
+
+def make_accelerator(trackers: Iterable[str] = (), folder: Path | None = None) -> Accelerator:
+    """An Accelerator on the GPUs where there are any, else on the CPU (several processes then talk through gloo)."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return Accelerator(cpu=not has_gpu, log_with=list(trackers) or None, project_dir=folder)
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise BadInput for a tracker that Accelerate does not know or that is not installed."""
+    from accelerate.tracking import get_available_trackers
+
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise BadInput(f"tracker {name!r} is not installed here or unknown — choose from {available}")
+
+
+def world_of(config: Config) -> World | None:
+    """The generated world that the config names, if it names one."""
+    return World(config.conflict, config.cue, config.world_seed) if config.data == "world" else None
+
+
+def load_splits(config: Config) -> Splits:
+    """The reviews of a config, split by domain, and checked to be enough for every task that the run will draw."""
+    reviews = load_reviews(world_of(config) or config.data)
+    validation = config.validation_domains or config.validation_count
+    splits = split_domains(reviews, config.test_domains, validation, config.split_seed)
+    for learner in (config.learner, *config.baselines):
+        TaskSampler(splits.train, config.for_learner(learner).train_shots, 0)
+    for part in filter(len, (splits.validation, splits.test)):
+        TaskSampler(part, config.shots, config.queries)
+    return splits
+
+
+def next_free_folder(config: Config, prefix: str = "") -> Path:
+    """`runs/[PREFIX]LEARNER-DATA-N` with the lowest N that is not taken."""
+    data = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config.data).stem)[:40] or "data"
+    number = 1
+    while (folder := Path("runs") / f"{prefix}{config.learner}-{data}-{number}").exists():
+        number += 1
+    return folder
+
+
+def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") -> Path:
+    """The run's folder, the same on all processes; not yet made.
+
+    Raises:
+        BadInput: it is there already and `resume` is not set, or it holds a run with other settings.
+    """
+    chosen = [config.out or str(next_free_folder(config, prefix))]
+    folder = Path(broadcast_object_list(chosen)[0] if accelerator.num_processes > 1 else chosen[0])
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not config.resume:
+            raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
+        if (folder / "config.yaml").exists():
+            before, now = asdict(read_config(folder / "config.yaml")), asdict(config)
+            for key in before.keys() - {"out", "resume", "trackers", "checkpoint_every"}:
+                if before[key] != now[key]:
+                    raise BadInput(
+                        f"{str(folder)!r} was started with {key}={before[key]!r}, not {now[key]!r} — "
+                        "resume with the same settings, or name another --out"
+                    )
+    return folder
+
+
+@contextmanager
+def log_to(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Messages go to `running_logs.log` in the folder, with clock times, from the main process only."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    handler = logging.FileHandler(folder / "running_logs.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def learner_folder(folder: Path, config: Config, name: str) -> Path:
+    """Where a learner of the run keeps its metrics and checkpoint."""
+    return folder if name == config.learner else folder / "baselines" / name
+
+
+def train(config: Config) -> Path:
+    """Meta-train, test and report; returns the run folder.
+
+    Raises:
+        BadInput: before anything is trained or written.
+        NotFinite: while training; what was saved up to then stays.
+    """
+    check_trackers(config.trackers)
+    accelerator = make_accelerator()
+    folder = choose_folder(config, accelerator)
+    with accelerator.main_process_first():
+        splits = load_splits(config)
+    bench = prepare(config, splits, accelerator)
+    if config.trackers:
+        accelerator = bench.accelerator = make_accelerator(config.trackers, folder)
+        accelerator.init_trackers("metalib", flat_settings(config))
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / "config.yaml")
+    accelerator.wait_for_everyone()
+    with log_to(folder, accelerator):
+        log.info("%d process(es) on %s; train on %s; test on %s", accelerator.num_processes, accelerator.device.type,
+                 ", ".join(splits.train_domains), ", ".join(splits.test_domains))  # fmt: skip
+        thetas = train_learners(bench, folder)
+        accelerator.end_training()
+        test(bench, thetas, folder)
+        if accelerator.is_main_process:
+            bench.weights.restore(thetas[config.learner])
+            report.write_model(folder, bench.model, bench.tokenizer, config)
+            report.write_report(folder)
+        accelerator.wait_for_everyone()
+    return folder
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """The settings as trackers take them: numbers and strings."""
+    return {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in asdict(config).items()}
+
+
+def train_learners(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
+    """Train the baselines and the learner; name → its trained θ (P,), in the order of the tables."""
+    thetas: dict[str, torch.Tensor] = {}
+    order = [name for name in ("finetuned", "joint") if name in bench.config.baselines and name != bench.config.learner]
+    for name in [*order, bench.config.learner]:
+        config = bench.config.for_learner(name)
+
+        def track(line: dict[str, Any], name: str = name) -> None:
+            numbers = {f"{name}/{key}": value for key, value in line.items() if isinstance(value, int | float)}
+            if "validation" in line:
+                numbers[f"{name}/validation"] = line["validation"]["after"]["mean"]
+            bench.accelerator.log(numbers, step=line["meta_step"])
+
+        meta_train(bench, config, learner_folder(folder, bench.config, name), track)
+        thetas[name] = bench.weights.snapshot()
+    return thetas
+
+
+def load_thetas(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
+    """The trained weights of a finished run, from its checkpoints."""
+    thetas = {}
+    for name in [*bench.config.baselines, bench.config.learner]:
+        found = load_checkpoint(learner_folder(folder, bench.config, name) / "checkpoint")
+        if found is None or found[0] < bench.config.for_learner(name).meta_steps:
+            raise BadInput(f"{str(folder)!r} is not finished: {name} has no final checkpoint — go on with --resume")
+        thetas[name] = found[1]["theta"].to(bench.weights.flat)
+    return thetas
+
+
+def curve_marks(steps: int) -> list[int]:
+    """Numbers of adaptation steps at which the adaptation curve is drawn, the last one among them."""
+    return sorted({0, *(mark for mark in (1, 2, 5, 10, 20, 50, 100) if mark < steps), steps})
+
+
+def predict_all(
+    bench: Workbench,
+    thetas: dict[str, torch.Tensor],
+    episodes: Episodes,
+    marks: bool = False,
+    shots: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Each trained learner's (episodes, marks, queries) predictions; without `marks`, only after all its steps."""
+    predictions = {}
+    for name, theta in thetas.items():
+        config = bench.config.for_learner(name)
+        bench.weights.restore(theta)
+        steps = curve_marks(config.adapt_steps) if marks else [config.adapt_steps]
+        words = f"Testing {name}" if shots is None else f"Testing {name}, {shots} shots"
+        predictions[name] = predict_episodes(
+            bench.learner(config),
+            bench.reviews["test"],
+            episodes,
+            steps,
+            config.split_seed,
+            bench.accelerator,
+            words,
+        )
+    return predictions
+
+
+def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> None:
+    """Test all methods on the same episodes; writes `evaluation.json` and the adaptation curves of `curves.json`."""
+    config, reviews = bench.config, bench.splits.test
+    sampler = TaskSampler(reviews, config.shots, config.queries, config.split_seed, in_turn=True)
+    episodes = Episodes.draw(sampler, config.eval_episodes)
+    along = predict_all(bench, thetas, episodes, marks=True)
+    majority = int(np.bincount(bench.reviews["train"].labels).argmax())
+    predictions = {"majority": constant_predictions(episodes, lambda task: np.full(len(task.query), majority))}
+    predictions |= {name: steps[:, -1] for name, steps in along.items()}
+    rivals = dict(predictions)
+    if world := world_of(config):
+        predictions["best_possible"] = best_possible(world, reviews, episodes)
+    if not bench.accelerator.is_main_process:
+        return
+    evaluation = {
+        "episodes": {
+            "count": len(episodes.tasks),
+            "sha256": hash_tasks(episodes.tasks, reviews["text"][:]),
+            "shots": config.shots,
+            "queries": config.queries,
+        },
+        "unit": "reviews of these test domains; episodes overlap, and the intervals account for it (Nadeau & Bengio)",
+        "methods": {name: summarise(predicted, episodes) for name, predicted in predictions.items()},
+        "paired": compare(rivals, episodes, config.learner),
+    }
+    curves = {
+        name: {
+            "steps": curve_marks(config.for_learner(name).adapt_steps),
+            "balanced_accuracy": curve(steps, episodes),
+        }
+        for name, steps in along.items()
+    }
+    write_json(folder / "evaluation.json", evaluation)
+    write_json(folder / "curves.json", {"adaptation": curves})
+
+
+def best_possible(world: World, reviews: Dataset, episodes: Episodes) -> np.ndarray:
+    """(episodes, queries) predictions of the rule that knows how the world was made; nobody can do better."""
+    best = world.best_predictions(reviews["text"][:], reviews["domain"][:])
+    return constant_predictions(episodes, lambda task: best[task.query])
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON for people to read, atomically."""
+    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def shot_curve(bench: Workbench, thetas: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Balanced accuracy against shots, as far as the test domains' reviews reach."""
+    config = bench.config
+    result: dict[str, Any] = {name: {"shots": [], "balanced_accuracy": []} for name in thetas}
+    for shots in CURVE_SHOTS:
+        try:
+            sampler = TaskSampler(bench.splits.test, shots, config.queries, config.split_seed, in_turn=True)
+        except BadInput:
+            break
+        episodes = Episodes.draw(sampler, max(config.eval_episodes // 2, len(sampler.domains)))
+        for name, predicted in predict_all(bench, thetas, episodes, shots=shots).items():
+            result[name]["shots"].append(shots)
+            result[name]["balanced_accuracy"] += curve(predicted, episodes)
+    return result
+
+
+def evaluate(folder: str | Path) -> Path:
+    """Test a finished run again, draw the curves that cost more (accuracy against shots), write the report anew."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").exists():
+        raise BadInput(f"{str(folder)!r} is not a run folder: it holds no config.yaml")
+    config = read_config(folder / "config.yaml")
+    accelerator = make_accelerator()
+    with accelerator.main_process_first():
+        splits = load_splits(config)
+    bench = prepare(config, splits, accelerator)
+    thetas = load_thetas(bench, folder)
+    with log_to(folder, accelerator):
+        test(bench, thetas, folder)
+        shots = shot_curve(bench, thetas)
+        if accelerator.is_main_process:
+            curves = json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+            write_json(folder / "curves.json", {**curves, "shots": shots})
+            report.write_report(folder)
+    accelerator.wait_for_everyone()
+    return folder

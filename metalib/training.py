@@ -1,0 +1,243 @@
+"""The outer loop on Accelerate: tasks spread over the processes, one reduction and one step of θ per meta-step."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from metalib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from metalib.config import Config
+from metalib.errors import NotFinite
+from metalib.evaluation import Episodes, predict_episodes, score, score_interval
+from metalib.learners import LEARNERS, Learner
+from metalib.models import TokenizedReviews, load_model
+from metalib.reviews import Splits
+from metalib.tasks import TaskSampler, hash_tasks
+from metalib.weights import Weights
+
+log = logging.getLogger("metalib")
+
+
+@dataclass
+class Workbench:
+    """What a run works with, made once and shared by its learners.
+
+    Attributes:
+        theta_0: (P,) the weights before any training; every learner of the run starts there.
+        reviews: `train`, `validation`, `test` → their tokenised reviews.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    splits: Splits
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weights: Weights
+    theta_0: torch.Tensor
+    reviews: dict[str, TokenizedReviews]
+
+    def learner(self, config: Config) -> Learner:
+        """The learner that a config names, on this model."""
+        return LEARNERS[config.learner](self.model, self.weights, config.training_loop(), config.adaptation_loop())
+
+
+def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workbench:
+    """Load the model, tokenise the reviews (once, by the first process) and put everything in its place."""
+    names = splits.train.features["label"].names
+    with accelerator.main_process_first():
+        model, tokenizer = load_model(
+            config.model, splits.train["text"], names, config.seed, config.frozen_layers, config.max_length
+        )
+        device = accelerator.device
+        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        reviews = {k: TokenizedReviews(part, tokenizer, config.max_length, device) for k, part in parts.items()}
+    model.to(device)
+    weights = Weights(model)
+    return Workbench(config, accelerator, splits, model, tokenizer, weights, weights.snapshot(), reviews)
+
+
+class OuterStep:
+    """θ ← θ + ε · direction (`sgd`, Reptile's equation), or Adam with learning rate ε on −direction (`adam`)."""
+
+    def __init__(self, weights: Weights, kind: str) -> None:
+        self.weights = weights
+        self.adam = torch.optim.Adam([weights.leaf()]) if kind == "adam" else None
+
+    def __call__(self, direction: torch.Tensor, epsilon: float) -> None:
+        """Take one step along `direction` (P,), a float64 mean over the tasks of the meta-batch."""
+        if self.adam is None:
+            self.weights.flat.copy_(self.weights.flat.to(direction.dtype) + epsilon * direction)
+        else:
+            self.weights.grad.copy_(-direction)
+            self.adam.param_groups[0]["lr"] = epsilon
+            self.adam.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that must be saved to go on later, θ included."""
+        inner: dict[str, torch.Tensor] = next(iter(self.adam.state.values()), {}) if self.adam else {}
+        return {"theta": self.weights.flat, **{f"outer.{name}": tensor for name, tensor in inner.items()}}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over a saved state; the tensors are copied."""
+        self.weights.restore(tensors["theta"])
+        inner = {k.removeprefix("outer."): v.clone() for k, v in tensors.items() if k.startswith("outer.")}
+        if self.adam and inner:
+            self.adam.load_state_dict({"state": {0: inner}, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+def sum_directions(
+    learner: Learner,
+    reviews: TokenizedReviews,
+    sampler: TaskSampler,
+    meta_batch: int,
+    step: int,
+    accelerator: Accelerator,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """The mean direction (P,) of the tasks of meta-step `step` (from 0), and each task's first and last loss.
+
+    Process r of N takes tasks r, r + N, … of the meta-batch. Directions and losses (meta_batch, 2) are summed over the
+    processes in one reduction, in float64, so that the number of processes does not show in the result.
+    """
+    precise = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    size = len(learner.weights)
+    total = torch.zeros(size + 2 * meta_batch, dtype=precise, device=accelerator.device)
+    losses = total[size:].view(meta_batch, 2)
+    for place in range(accelerator.process_index, meta_batch, accelerator.num_processes):
+        task = sampler[step * meta_batch + place]
+        direction, met = learner.direction(reviews, task, (sampler.seed, task.index))
+        total[:size] += direction
+        losses[place, 0], losses[place, 1] = (
+            met[0],
+            met[-1] + 0 * met.sum(),
+        )  # any loss on the way that is not finite
+    if accelerator.num_processes > 1:
+        total = accelerator.reduce(total, "sum")
+    return total[:size] / meta_batch, total[size:].view(meta_batch, 2).cpu().numpy()
+
+
+def check_finite(losses: np.ndarray, sampler: TaskSampler, step: int) -> None:
+    """Raise NotFinite, naming meta-step and task, where a loss (meta_batch, 2) is not a number."""
+    for place in np.flatnonzero(~np.isfinite(losses).all(axis=1)):
+        task = sampler[step * len(losses) + int(place)]
+        raise NotFinite(
+            f"the loss is not finite at meta-step {step + 1}, task {task.index} (domain {task.domain!r}) — "
+            "lower inner_lr or epsilon; the last checkpoint is kept"
+        )
+
+
+def meta_train(
+    bench: Workbench, config: Config, folder: Path, on_metrics: Callable[[dict], None] | None = None
+) -> None:
+    """Meta-train one learner; the weights go from θ₀ (or the folder's checkpoint) to the trained θ.
+
+    Writes `metrics.jsonl` (one line a meta-step, free of clock times) and `checkpoint/` into `folder`.
+
+    Raises:
+        NotFinite: a loss is not finite; says at which meta-step and task.
+    """
+    accelerator, learner = bench.accelerator, bench.learner(config)
+    sampler = TaskSampler(bench.splits.train, config.train_shots, 0, config.seed)
+    texts = bench.splits.train["text"][:]
+    kind = learner.outer if config.outer == "auto" else config.outer
+    bench.weights.restore(bench.theta_0)
+    outer_step = OuterStep(bench.weights, kind)
+    done, lines = resume_from(folder, outer_step) if config.resume else (0, [])
+    episodes = validation_episodes(bench)
+    points = {round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1)}
+
+    def record(line: dict[str, Any]) -> None:
+        if episodes and (line["meta_step"] == 0 or line["meta_step"] in points):
+            line["validation"] = validate(bench, learner, episodes, line["meta_step"])
+        if accelerator.is_main_process:
+            lines.append(json.dumps(line))
+            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(lines[-1] + "\n")
+        if on_metrics:
+            on_metrics(line)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(folder / "checkpoint", done, outer_step.state())
+
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines).encode())
+    if done == 0:
+        record({"meta_step": 0, "review_passes": 0})
+    bar = tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not accelerator.is_main_process)
+    with bar:
+        for step in range(done, config.meta_steps):
+            direction, losses = sum_directions(
+                learner, bench.reviews["train"], sampler, config.meta_batch, step, accelerator
+            )
+            check_finite(losses, sampler, step)
+            epsilon = annealed(config, kind, step)
+            outer_step(direction, epsilon)
+            done = step + 1
+            tasks = [sampler[step * config.meta_batch + place] for place in range(config.meta_batch)]
+            record({
+                "meta_step": done,
+                "review_passes": done * config.passes_per_step(len(sampler.class_names)),
+                "epsilon": epsilon,
+                "first_loss": float(losses[:, 0].mean()),
+                "last_loss": float(losses[:, 1].mean()),
+                "direction_norm": float(direction.norm()),
+                "tasks": hash_tasks(tasks, texts),
+            })  # fmt: skip
+            if done % config.checkpoint_every == 0 and done < config.meta_steps:
+                save()
+            bar.update()
+            bar.set_postfix(loss=f"{losses[:, 1].mean():.3f}", refresh=False)
+    save()
+    accelerator.wait_for_everyone()
+
+
+def annealed(config: Config, kind: str, step: int) -> float:
+    """ε of meta-step `step` (from 0): a straight line from `epsilon` to `epsilon_final` at the last step."""
+    first = (1.0 if kind == "sgd" else 1e-3) if config.epsilon is None else config.epsilon
+    last = first / 10 if config.epsilon_final is None else config.epsilon_final
+    return first + (last - first) * step / max(config.meta_steps - 1, 1)
+
+
+def resume_from(folder: Path, outer_step: OuterStep) -> tuple[int, list[str]]:
+    """Load the folder's newest checkpoint: meta-steps done, and the lines of `metrics.jsonl` up to there."""
+    found = load_checkpoint(folder / "checkpoint")
+    if found is None:
+        log.info("%s holds no checkpoint yet: starting from the beginning", folder)
+        return 0, []
+    done, tensors = found
+    outer_step.load(tensors)
+    written = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    log.info("%s goes on after meta-step %d", folder, done)
+    return done, written[: done + 1]
+
+
+def validation_episodes(bench: Workbench) -> Episodes | None:
+    """The validation domains' episodes; None where there are no validation domains."""
+    config = bench.config
+    if not len(bench.splits.validation) or not config.validations:
+        return None
+    sampler = TaskSampler(bench.splits.validation, config.shots, config.queries, config.split_seed, in_turn=True)
+    return Episodes.draw(sampler, config.validation_episodes)
+
+
+def validate(bench: Workbench, learner: Learner, episodes: Episodes, meta_step: int) -> dict[str, Any]:
+    """Balanced accuracy before and after adapting, on the validation episodes."""
+    marks = [0, learner.adaptation_loop.steps]
+    predictions = predict_episodes(
+        learner, bench.reviews["validation"], episodes, marks, bench.config.split_seed, bench.accelerator
+    )
+    before, after = (
+        score_interval(score(predictions[:, mark], episodes.labels)["balanced_accuracy"], episodes) for mark in (0, 1)
+    )
+    log.info("%s, meta-step %d: validation balanced accuracy %.3f before, %.3f after adapting",
+             learner.name, meta_step, before["mean"], after["mean"])  # fmt: skip
+    return {"before": before, "after": after}

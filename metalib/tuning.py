@@ -1,0 +1,113 @@
+"""Choosing settings: a small grid, scored on the validation domains; the test domains are never looked at."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from metalib.checkpoint import write_atomically
+from metalib.config import Config, make_config, write_config
+from metalib.errors import BadInput
+from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
+from metalib.report import percent, table
+from metalib.runs import choose_folder, load_splits, log_to, make_accelerator
+from metalib.tasks import TaskSampler
+from metalib.training import Workbench, meta_train, prepare
+
+TEST_SETTINGS = (
+    "shots",
+    "queries",
+    "adapt_steps",
+    "adapt_lr",
+    "adapt_batch",
+)  # change without a new training
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`["inner_lr=1e-4,3e-4", "meta_batch=5"]` → each setting with the values to try.
+
+    Raises:
+        BadInput: an entry that is not `setting=value,value`.
+    """
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        chosen = [value.strip() for value in values.split(",") if value.strip()]
+        if not equals or not chosen:
+            raise BadInput(f"--grid {text!r} is not of the form setting=value,value,…")
+        grid[name.strip().replace("-", "_")] = chosen
+    if not grid:
+        raise BadInput("nothing to try — give at least one --grid setting=value,value,…")
+    return grid
+
+
+def combinations(config: Config, grid: dict[str, list[str]]) -> list[tuple[dict[str, str], Config]]:
+    """Every combination of the grid's values, with its checked settings; those that share a training stand together."""
+    # The learner's own settings first, then the grid's, which must not be overridden again.
+    base = {**asdict(config.for_learner(config.learner)), "joint": {}, "finetuned": {}, "baselines": ()}
+    names = sorted(grid, key=lambda name: name in TEST_SETTINGS)
+    chosen = [dict(zip(names, values, strict=True)) for values in product(*(grid[name] for name in names))]
+    return [(choice, make_config({**base, **choice}, "--grid")) for choice in chosen]
+
+
+def tune(config: Config, grid: dict[str, list[str]]) -> Path:
+    """Train and score every combination on validation episodes; returns the folder with `tuning.json` and `tuning.md`.
+
+    A combination of settings that only the test uses is scored with the weights of the training before it.
+
+    Raises:
+        BadInput: a setting or value that does not exist, or no validation domain to score on.
+    """
+    candidates = combinations(config, grid)
+    if config.validation_count == 0 and not config.validation_domains:
+        raise BadInput("tuning scores settings on validation domains, and there are none — set validation_count")
+    accelerator = make_accelerator()
+    folder = choose_folder(config, accelerator, "tune-")
+    for _, candidate in candidates:
+        with accelerator.main_process_first():
+            load_splits(candidate)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / "config.yaml")
+    accelerator.wait_for_everyone()
+    rows: list[dict[str, Any]] = []
+    trained: tuple[Config, Workbench] | None = None
+    with log_to(folder, accelerator):
+        for number, (choice, candidate) in enumerate(candidates):
+            training = replace(candidate, **{name: getattr(config, name) for name in TEST_SETTINGS})
+            if trained is None or trained[0] != training:
+                bench = prepare(candidate, load_splits(candidate), accelerator)
+                meta_train(bench, replace(candidate, validations=0), folder / f"{number:03d}")
+                trained = (training, bench)
+            rows.append({"settings": choice, **score_on_validation(trained[1], candidate)})
+            if accelerator.is_main_process:
+                write_table(folder, rows)
+    return folder
+
+
+def score_on_validation(bench: Workbench, config: Config) -> dict[str, Any]:
+    """The three scores, each with mean and interval, of the weights as they stand."""
+    sampler = TaskSampler(bench.splits.validation, config.shots, config.queries, config.split_seed, in_turn=True)
+    episodes = Episodes.draw(sampler, config.validation_episodes)
+    predictions = predict_episodes(
+        bench.learner(config), bench.reviews["validation"], episodes, [config.adapt_steps], config.split_seed,
+        bench.accelerator, "Scoring",
+    )  # fmt: skip
+    values = score(predictions[:, 0], episodes.labels)
+    return {name: score_interval(values[name], episodes) for name in METRICS}
+
+
+def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """`tuning.json`, and the same as a table in `tuning.md`, best first."""
+    ranked = sorted(rows, key=lambda row: -row["balanced_accuracy"]["mean"])
+    write_atomically(folder / "tuning.json", (json.dumps(ranked, indent=1) + "\n").encode())
+    names = list(rows[0]["settings"])
+    cells = [[*row["settings"].values(), *(percent(row[metric]) for metric in METRICS)] for row in ranked]
+    text = (
+        "Scores on the validation domains, in percent, with 95% intervals; best balanced accuracy first. "
+        "Rows whose intervals overlap widely are not told apart by this.\n\n"
+        + table([*names, *(metric.replace("_", " ") for metric in METRICS)], cells)
+    )
+    write_atomically(folder / "tuning.md", text.encode())
