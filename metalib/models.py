@@ -1,6 +1,7 @@
 """Models: a tokenizer and a text classifier, tiny and made here or pretrained and loaded."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,30 @@ def seeded(seed: int | tuple[int, ...], device: torch.device | None = None) -> I
 
 
 def train_tokenizer(texts: Sequence[str], max_length: int = 128, vocabulary: int = 2000) -> BertTokenizerFast:
-    """A lower-casing WordPiece tokenizer of at most `vocabulary` entries, learned from the texts."""
+    """A lower-casing WordPiece tokenizer whose entries are the texts' characters and their most frequent words.
+
+    A word that is not an entry is read letter by letter. Entries come in a fixed order, so that the same texts always
+    give the same tokenizer (the trainers of `tokenizers` break ties at random, differently in every process).
+    """
     word_piece = BertWordPieceTokenizer(lowercase=True)
-    word_piece.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, show_progress=False)
-    return BertTokenizerFast(tokenizer_object=word_piece._tokenizer, do_lower_case=True, model_max_length=max_length)
+    count: Counter[str] = Counter()
+    for text in texts:
+        words = word_piece.pre_tokenizer.pre_tokenize_str(word_piece.normalizer.normalize_str(text))
+        count.update(word for word, _ in words)
+    letters = sorted({letter for word in count for letter in word})
+    frequent = sorted((word for word in count if count[word] > 1), key=lambda word: (-count[word], word))
+    entries = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        *frequent,
+    ]
+    numbers = {entry: number for number, entry in enumerate(dict.fromkeys(entries[:vocabulary]))}
+    return BertTokenizerFast(vocab=numbers, do_lower_case=True, model_max_length=max_length)
 
 
 def load_model(

@@ -147,13 +147,13 @@ def train(config: Config) -> Path:
         log.info("%d process(es) on %s; train on %s; test on %s", accelerator.num_processes, accelerator.device.type,
                  ", ".join(splits.train_domains), ", ".join(splits.test_domains))  # fmt: skip
         thetas = train_learners(bench, folder)
-        accelerator.end_training()
         test(bench, thetas, folder)
         if accelerator.is_main_process:
             bench.weights.restore(thetas[config.learner])
             report.write_model(folder, bench.model, bench.tokenizer, config)
             report.write_report(folder)
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # closes the trackers and leaves the group of processes
     return folder
 
 
@@ -304,4 +304,5 @@ def evaluate(folder: str | Path) -> Path:
             write_json(folder / "curves.json", {**curves, "shots": shots})
             report.write_report(folder)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return folder

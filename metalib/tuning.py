@@ -84,6 +84,8 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
             rows.append({"settings": choice, **score_on_validation(trained[1], candidate)})
             if accelerator.is_main_process:
                 write_table(folder, rows)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return folder
 
 
