@@ -1,4 +1,4 @@
-"""The command line: `metalib train`, `metalib evaluate`, `metalib tune`."""
+"""The command line: `metalib train`, `metalib evaluate`, `metalib tune`, `metalib seeds`."""
 
 import logging
 import os
@@ -45,7 +45,15 @@ class Tune:
     settings: Settings = field(default_factory=Config)
 
 
-def parse(words: Sequence[str]) -> Train | Evaluate | Tune:
+@dataclass
+class Seeds:
+    """One table of several finished runs that differ in their seed only: mean scores and their spread."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """The run folders."""
+
+
+def parse(words: Sequence[str]) -> Train | Evaluate | Tune | Seeds:
     """What the words ask for: flags go before the YAML file's settings, and these before the defaults.
 
     A run that is resumed without a YAML file takes the settings that stand in its folder.
@@ -55,8 +63,8 @@ def parse(words: Sequence[str]) -> Train | Evaluate | Tune:
         SystemExit: unknown flags or values that are no numbers (2), `--help` (0).
     """
     try:
-        asked = tyro.cli(Train | Evaluate | Tune, prog="metalib", args=words)
-        if isinstance(asked, Evaluate):
+        asked = tyro.cli(Train | Evaluate | Tune | Seeds, prog="metalib", args=words)
+        if isinstance(asked, Evaluate | Seeds):
             return asked
         file, folder = asked.file, Path(asked.settings.out or ".")
         if file is None and asked.settings.resume and (folder / "config.yaml").exists():
@@ -70,10 +78,12 @@ def parse(words: Sequence[str]) -> Train | Evaluate | Tune:
     return asked
 
 
-def carry_out(asked: Train | Evaluate | Tune) -> str:
+def carry_out(asked: Train | Evaluate | Tune | Seeds) -> str:
     """Do it; returns the tables to show."""
     from metalib import report, runs, tuning  # here: `--help` and bad settings need not wait for torch
 
+    if isinstance(asked, Seeds):
+        return report.over_seeds(asked.folders)
     if isinstance(asked, Tune):
         folder = tuning.tune(asked.settings, tuning.parse_grid(asked.grid))
         tables = (folder / "tuning.md").read_text(encoding="utf-8")

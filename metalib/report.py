@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from metalib import plots
 from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config
+from metalib.errors import BadInput
 from metalib.evaluation import METRICS
 
 Clean = Callable[[object], str]
@@ -81,6 +83,44 @@ def summary(folder: Path) -> str:
     words = "{count} test episodes, {shots} shots and {queries} queries per class; percent, with 95% intervals\n\n"
     tables = (scores_table(evaluation, str), paired_table(evaluation, clean=str), domains_table(evaluation, clean=str))
     return words.format(**episodes) + "\n".join(tables)
+
+
+def over_seeds(folders: Sequence[Path]) -> str:
+    """Several runs that differ in their seed only: mean score and spread over the seeds, as Markdown.
+
+    Raises:
+        BadInput: a folder without `evaluation.json`, or runs that were not tested on the same episodes.
+    """
+    for folder in folders:
+        if not (folder / "evaluation.json").exists():
+            raise BadInput(f"{str(folder)!r} holds no evaluation.json — name folders of finished runs")
+    runs = [json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) for folder in folders]
+    seeds = [read_config(folder / "config.yaml").seed for folder in folders]
+    if len({run["episodes"]["sha256"] for run in runs}) > 1:
+        raise BadInput("the runs were tested on different episodes and cannot be put into one table")
+
+    def spread(values: list[float]) -> list[str]:
+        points = [100 * value for value in values]
+        deviation = f"{stdev(points):.1f}" if len(points) > 1 else "–"
+        return [f"{fmean(points):.1f}", deviation, *(f"{point:.1f}" for point in points)]
+
+    head = ["mean over seeds", "standard deviation", *(f"seed {seed}" for seed in seeds)]
+    scores = []
+    for name in runs[0]["methods"]:
+        means = [run["methods"][name]["overall"]["balanced_accuracy"]["mean"] for run in runs]
+        scores.append([plots.label(name), *spread(means)])
+    differences = []
+    for place, pair in enumerate(runs[0]["paired"]):
+        if pair["metric"] == "balanced_accuracy":
+            found = [run["paired"][place] for run in runs]
+            cells = [percent({"mean": one["difference"], "ci95": one["ci95"]}) for one in found]
+            names = f"{plots.label(pair['a'])} − {plots.label(pair['b'])}"
+            differences.append([names, *spread([one["difference"] for one in found])[:2], *cells])
+    return (
+        table(["balanced accuracy, %", *head], scores)
+        + "\n"
+        + table(["paired difference, points", *head[:2], *(f"{seed}, 95% interval" for seed in head[2:])], differences)
+    )
 
 
 def read_metrics(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]]:

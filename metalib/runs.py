@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,17 @@ def world_of(config: Config) -> World | None:
     return World(config.conflict, config.cue, config.world_seed) if config.data == "world" else None
 
 
+@lru_cache(maxsize=1)
+def _read_and_split(
+    source: str | World, tests: tuple[str, ...], validation: tuple[str, ...] | int, split_seed: int
+) -> Splits:
+    return split_domains(load_reviews(source), tests, validation, split_seed)
+
+
 def load_splits(config: Config) -> Splits:
     """The reviews of a config, split by domain, and checked to be enough for every task that the run will draw."""
-    reviews = load_reviews(world_of(config) or config.data)
     validation = config.validation_domains or config.validation_count
-    splits = split_domains(reviews, config.test_domains, validation, config.split_seed)
+    splits = _read_and_split(world_of(config) or config.data, config.test_domains, validation, config.split_seed)
     for learner in (config.learner, *config.baselines):
         TaskSampler(splits.train, config.for_learner(learner).train_shots, 0)
     for part in filter(len, (splits.validation, splits.test)):
