@@ -17,7 +17,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all check lab lock clean
+.PHONY: help setup run results test test-all check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -39,6 +39,18 @@ $(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
 
 run: setup ## train the world of configs/world.yaml with two processes; more words in ARGS="..."
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/world.yaml $(ARGS)
+
+SEEDS := 0 1 2
+WORLD_RUNS := $(SEEDS:%=runs/results/world-%)
+
+results: setup ## make results/world again: configs/world.yaml with three seeds
+	for seed in $(SEEDS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/world.yaml \
+		--seed $$seed --out runs/results/world-$$seed --resume || exit 1; done
+	$(BIN)/metalib evaluate runs/results/world-0
+	mkdir -p results/world
+	$(BIN)/metalib seeds $(WORLD_RUNS) > results/world/seeds.md
+	for seed in $(SEEDS); do cp runs/results/world-$$seed/evaluation.json results/world/seed-$$seed.json || exit 1; done
+	cp runs/results/world-0/*.png results/world
 
 # Tests use nothing from the network, and draw to no screen.
 test test-all: export HF_HUB_OFFLINE = 1

@@ -50,7 +50,7 @@ class InnerLoop:
 
 def minibatches(rows: np.ndarray, batch_size: int, steps: int, seed: tuple[int, ...]) -> Iterator[np.ndarray]:
     """`steps` minibatches of the rows: shuffled, cut, all used (the last, smaller cut too), then shuffled again."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng((*seed, 1))  # not the stream from which the task itself was drawn
     step = 0
     while step < steps:
         shuffled = generator.permutation(rows)

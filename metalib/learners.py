@@ -101,15 +101,10 @@ class Joint(Learner):
 
 
 class Finetuned(Learner):
-    """No meta-training at all: the model as it was made or pretrained, with direction 0."""
+    """No meta-training at all, and so no direction: the model as it was made or pretrained, adapted at the test."""
 
     name = "finetuned"
     outer = "sgd"
-
-    def direction(
-        self, reviews: TokenizedReviews, task: Task, seed: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.zeros_like(self.weights.flat), torch.zeros(1)
 
 
 LEARNERS: dict[str, type[Learner]] = {learner.name: learner for learner in (Reptile, Joint, Finetuned)}

@@ -68,7 +68,7 @@ class OuterStep:
     """θ ← θ + ε · direction (`sgd`, Reptile's equation), or Adam with learning rate ε on −direction (`adam`)."""
 
     def __init__(self, weights: Weights, kind: str) -> None:
-        self.weights = weights
+        self.weights, self.kind = weights, kind
         self.adam = torch.optim.Adam([weights.leaf()]) if kind == "adam" else None
 
     def __call__(self, direction: torch.Tensor, epsilon: float) -> None:
@@ -114,10 +114,8 @@ def sum_directions(
         task = sampler[step * meta_batch + place]
         direction, met = learner.direction(reviews, task, (sampler.seed, task.index))
         total[:size] += direction
-        losses[place, 0], losses[place, 1] = (
-            met[0],
-            met[-1] + 0 * met.sum(),
-        )  # any loss on the way that is not finite
+        losses[place, 0] = met[0]
+        losses[place, 1] = met[-1] + 0 * met.sum()  # 0, or not finite where any loss on the way was not
     if accelerator.num_processes > 1:
         total = accelerator.reduce(total, "sum")
     return total[:size] / meta_batch, total[size:].view(meta_batch, 2).cpu().numpy()
@@ -138,7 +136,8 @@ def meta_train(
 ) -> None:
     """Meta-train one learner; the weights go from θ₀ (or the folder's checkpoint) to the trained θ.
 
-    Writes `metrics.jsonl` (one line a meta-step, free of clock times) and `checkpoint/` into `folder`.
+    Writes `metrics.jsonl` (one line a meta-step, free of clock times) and `checkpoint/` into `folder`. `on_metrics`
+    gets each line as a dict, on every process.
 
     Raises:
         NotFinite: a loss is not finite; says at which meta-step and task.
@@ -146,57 +145,52 @@ def meta_train(
     accelerator, learner = bench.accelerator, bench.learner(config)
     sampler = TaskSampler(bench.splits.train, config.train_shots, 0, config.seed)
     texts = bench.splits.train["text"][:]
-    kind = learner.outer if config.outer == "auto" else config.outer
     bench.weights.restore(bench.theta_0)
-    outer_step = OuterStep(bench.weights, kind)
+    outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)
     done, lines = resume_from(folder, outer_step) if config.resume else (0, [])
     episodes = validation_episodes(bench)
-    points = {round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1)}
+    points = {0, *(round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1))}
+    is_main = accelerator.is_main_process
 
     def record(line: dict[str, Any]) -> None:
-        if episodes and (line["meta_step"] == 0 or line["meta_step"] in points):
+        if episodes and line["meta_step"] in points:
             line["validation"] = validate(bench, learner, episodes, line["meta_step"])
-        if accelerator.is_main_process:
-            lines.append(json.dumps(line))
+        if is_main:
             with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(lines[-1] + "\n")
+                file.write(json.dumps(line) + "\n")
         if on_metrics:
             on_metrics(line)
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(folder / "checkpoint", done, outer_step.state())
-
-    if accelerator.is_main_process:
+    if is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines).encode())
-    if done == 0:
+    if not lines:
         record({"meta_step": 0, "review_passes": 0})
-    bar = tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not accelerator.is_main_process)
-    with bar:
+    with tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not is_main) as bar:
         for step in range(done, config.meta_steps):
             direction, losses = sum_directions(
                 learner, bench.reviews["train"], sampler, config.meta_batch, step, accelerator
             )
             check_finite(losses, sampler, step)
-            epsilon = annealed(config, kind, step)
+            epsilon = annealed(config, outer_step.kind, step)
             outer_step(direction, epsilon)
-            done = step + 1
             tasks = [sampler[step * config.meta_batch + place] for place in range(config.meta_batch)]
-            record({
-                "meta_step": done,
-                "review_passes": done * config.passes_per_step(len(sampler.class_names)),
+            line = {
+                "meta_step": step + 1,
+                "review_passes": (step + 1) * config.passes_per_step(len(sampler.class_names)),
                 "epsilon": epsilon,
                 "first_loss": float(losses[:, 0].mean()),
                 "last_loss": float(losses[:, 1].mean()),
                 "direction_norm": float(direction.norm()),
                 "tasks": hash_tasks(tasks, texts),
-            })  # fmt: skip
-            if done % config.checkpoint_every == 0 and done < config.meta_steps:
-                save()
+            }
+            record(line)
+            if is_main and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.meta_steps):
+                save_checkpoint(folder / "checkpoint", step + 1, outer_step.state())
             bar.update()
-            bar.set_postfix(loss=f"{losses[:, 1].mean():.3f}", refresh=False)
-    save()
+            bar.set_postfix(loss=f"{line['last_loss']:.3f}", refresh=False)
+    if is_main and config.meta_steps == 0:
+        save_checkpoint(folder / "checkpoint", 0, outer_step.state())
     accelerator.wait_for_everyone()
 
 
