@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -97,18 +98,22 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 bad input, 3 a loss that is not finite, 1 anything else."""
     is_main = os.environ.get("RANK", "0") == "0"
     log = logging.getLogger("metalib")
+    before = log.level, log.propagate
+    screen = logging.StreamHandler() if is_main else logging.NullHandler()
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(screen)
     log.setLevel(logging.INFO)
     log.propagate = False
-    if is_main:
-        screen = logging.StreamHandler()
-        screen.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(screen)
     try:
         tables = carry_out(parse(sys.argv[1:] if words is None else words))
     except MetalibError as error:
         if is_main:
-            print(f"metalib: {error}", file=sys.stderr)
+            print("metalib:", re.sub(r"\s*\n\s*", " ", str(error)), file=sys.stderr)
         return error.exit_code
+    finally:  # called from a notebook or a test, it leaves logging as it was
+        log.removeHandler(screen)
+        log.setLevel(before[0])
+        log.propagate = before[1]
     if is_main:
         print(tables)
     return 0

@@ -154,6 +154,10 @@ class Config:
         """
         own = dict({"joint": self.joint, "finetuned": {"meta_steps": 0, **self.finetuned}}.get(name, {}))
         config = make_config({**asdict(self), **own, "learner": name}, f"the settings of {name}")
+        if name == "finetuned" and config.meta_steps:
+            raise BadInput(
+                f"the settings of finetuned: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out"
+            )
         if name == "joint" != self.learner and "meta_steps" not in own:
             passes = self.meta_steps * self.passes_per_step(classes)
             config = replace(config, meta_steps=max(1, round(passes / config.passes_per_step(classes))))

@@ -96,6 +96,7 @@ class Joint(Learner):
         loop = self.training_loop
         with untouched(self.model, self.weights), seeded(seed, self.weights.flat.device):
             self.model.train(loop.dropout)
+            self.weights.grad.zero_()  # the outer optimiser's last gradient may still stand there
             loss = add_gradient(self.model, reviews, task.support, loop.micro_batch)
             return -self.weights.grad, loss[None]
 

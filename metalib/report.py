@@ -91,6 +91,8 @@ def over_seeds(folders: Sequence[Path]) -> str:
     Raises:
         BadInput: a folder without `evaluation.json`, or runs that were not tested on the same episodes.
     """
+    if not folders:
+        raise BadInput("no runs to put into a table — name the folders of finished runs")
     for folder in folders:
         if not (folder / "evaluation.json").exists():
             raise BadInput(f"{str(folder)!r} holds no evaluation.json — name folders of finished runs")

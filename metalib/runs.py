@@ -60,7 +60,7 @@ def world_of(config: Config) -> World | None:
 
 @lru_cache(maxsize=1)
 def _read_and_split(
-    source: str | World, tests: tuple[str, ...], validation: tuple[str, ...] | int, split_seed: int
+    source: str | World, tests: tuple[str, ...], validation: tuple[str, ...] | int, split_seed: int, changed: int
 ) -> Splits:
     return split_domains(load_reviews(source), tests, validation, split_seed)
 
@@ -68,7 +68,10 @@ def _read_and_split(
 def load_splits(config: Config) -> Splits:
     """The reviews of a config, split by domain, and checked to be enough for every task that the run will draw."""
     validation = config.validation_domains or config.validation_count
-    splits = _read_and_split(world_of(config) or config.data, config.test_domains, validation, config.split_seed)
+    file = Path(config.data).expanduser()
+    changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that was written anew is read anew
+    source = world_of(config) or config.data
+    splits = _read_and_split(source, config.test_domains, validation, config.split_seed, changed)
     for learner in (config.learner, *config.baselines):
         TaskSampler(splits.train, config.for_learner(learner).train_shots, 0)
     for part in filter(len, (splits.validation, splits.test)):
@@ -98,15 +101,34 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     if folder.is_dir() and any(folder.iterdir()):
         if not config.resume:
             raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
-        if (folder / "config.yaml").exists():
-            before, now = asdict(read_config(folder / "config.yaml")), asdict(config)
-            for key in before.keys() - {"out", "resume", "trackers", "checkpoint_every"}:
-                if before[key] != now[key]:
-                    raise BadInput(
-                        f"{str(folder)!r} was started with {key}={before[key]!r}, not {now[key]!r} — "
-                        "resume with the same settings, or name another --out"
-                    )
+        refuse_other_settings(folder, config)
     return folder
+
+
+def refuse_other_settings(folder: Path, config: Config) -> None:
+    """Raise BadInput where the folder was started with other settings than these."""
+    if not (folder / "config.yaml").exists():
+        return
+    before, now = asdict(read_config(folder / "config.yaml")), asdict(config)
+    for key in before:
+        if before[key] != now[key] and key not in ("out", "resume", "trackers", "checkpoint_every"):
+            raise BadInput(
+                f"{str(folder)!r} was started with {key}={before[key]!r}, not {now[key]!r} — "
+                "resume with the same settings, or name another --out"
+            )
+
+
+def start_folder(folder: Path, config: Config) -> None:
+    """Make a folder that holds its settings.
+
+    Raises:
+        BadInput: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / "config.yaml")
+    except OSError as error:
+        raise BadInput(f"--out {str(folder)!r} cannot be written: {error.strerror} — name another folder") from error
 
 
 @contextmanager
@@ -143,12 +165,11 @@ def train(config: Config) -> Path:
     with accelerator.main_process_first():
         splits = load_splits(config)
     bench = prepare(config, splits, accelerator)
+    if accelerator.is_main_process:
+        start_folder(folder, config)
     if config.trackers:
         accelerator = bench.accelerator = make_accelerator(config.trackers, folder)
         accelerator.init_trackers("metalib", flat_settings(config))
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder / "config.yaml")
     accelerator.wait_for_everyone()
     with log_to(folder, accelerator):
         log.info("%d process(es) on %s; train on %s; test on %s", accelerator.num_processes, accelerator.device.type,
@@ -262,7 +283,9 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
         for name, steps in along.items()
     }
     write_json(folder / "evaluation.json", evaluation)
-    write_json(folder / "curves.json", {"adaptation": curves})
+    drawn = folder / "curves.json"  # a shot curve from `metalib evaluate` stays
+    before = json.loads(drawn.read_text(encoding="utf-8")) if drawn.exists() else {}
+    write_json(drawn, {**before, "adaptation": curves})
 
 
 def best_possible(world: World, reviews: Dataset, episodes: Episodes) -> np.ndarray:

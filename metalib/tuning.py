@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from metalib.checkpoint import write_atomically
-from metalib.config import Config, make_config, write_config
+from metalib.config import Config, make_config
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
 from metalib.report import percent, table
-from metalib.runs import choose_folder, load_splits, log_to, make_accelerator
+from metalib.runs import choose_folder, load_splits, log_to, make_accelerator, refuse_other_settings, start_folder
 from metalib.tasks import TaskSampler
 from metalib.training import Workbench, meta_train, prepare
 
@@ -61,16 +61,16 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
         BadInput: a setting or value that does not exist, or no validation domain to score on.
     """
     candidates = combinations(config, grid)
-    if config.validation_count == 0 and not config.validation_domains:
+    if any(each.validation_count == 0 and not each.validation_domains for _, each in candidates):
         raise BadInput("tuning scores settings on validation domains, and there are none — set validation_count")
     accelerator = make_accelerator()
     folder = choose_folder(config, accelerator, "tune-")
-    for _, candidate in candidates:
+    for number, (_, candidate) in enumerate(candidates):
+        refuse_other_settings(folder / f"{number:03d}", candidate)  # resumed with another grid
         with accelerator.main_process_first():
             load_splits(candidate)
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder / "config.yaml")
+        start_folder(folder, config)
     accelerator.wait_for_everyone()
     rows: list[dict[str, Any]] = []
     trained: tuple[Config, Workbench] | None = None
@@ -79,6 +79,8 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
             training = replace(candidate, **{name: getattr(config, name) for name in TEST_SETTINGS})
             if trained is None or trained[0] != training:
                 bench = prepare(candidate, load_splits(candidate), accelerator)
+                if accelerator.is_main_process:
+                    start_folder(folder / f"{number:03d}", candidate)
                 meta_train(bench, replace(candidate, validations=0), folder / f"{number:03d}")
                 trained = (training, bench)
             rows.append({"settings": choice, **score_on_validation(trained[1], candidate)})

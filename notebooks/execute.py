@@ -1,0 +1,44 @@
+"""Run notebooks from top to bottom and store their outputs: `python notebooks/execute.py notebooks/01_dataset.ipynb`.
+
+The views of widgets are not stored: without a running kernel they would show as errors. Each widget has a figure
+beside it that stands still, and that is what a static page shows.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Take out what differs from run to run or from machine to machine."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        if cell.cell_type == "code" and any(WIDGET in output.get("data", {}) for output in cell.outputs):
+            cell.outputs = []
+
+
+def execute(path: Path) -> None:
+    """Run one notebook in a fresh kernel, without a network, and write it back. Raises where a cell does."""
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources, record_timing=False).execute()
+    tidy(notebook)
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        start = time.perf_counter()
+        execute(Path(name))
+        print(f"{name}: {time.perf_counter() - start:.0f} s")
