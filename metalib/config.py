@@ -1,5 +1,6 @@
 """Every setting of a run, in one place: the YAML file's keys and the command line's flags."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +20,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 LearnerName = Literal["reptile", "joint", "finetuned"]
-Own = dict[str, str | int | float | bool]
 
 
 def split_commas(names: object) -> object:
@@ -29,7 +29,26 @@ def split_commas(names: object) -> object:
     return names
 
 
+def as_assignments(settings: object) -> object:
+    """`{"epsilon": 1e-3}`, as YAML has it, → `("epsilon=0.001",)`, as flags have it."""
+    return tuple(f"{name}={value}" for name, value in settings.items()) if isinstance(settings, dict) else settings
+
+
+def parse_assignments(texts: Sequence[str], source: str) -> dict[str, str]:
+    """`["epsilon=1e-3"]` → `{"epsilon": "1e-3"}`; dashes in names become underscores.
+
+    Raises:
+        BadInput: an entry that is not of the form setting=value; `source` says where it came from.
+    """
+    pairs = [text.partition("=") for text in texts]
+    for (name, _, value), text in zip(pairs, texts, strict=True):
+        if not name.strip() or not value.strip():
+            raise BadInput(f"{source}: {text!r} is not of the form setting=value")
+    return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+Assignments = Annotated[tuple[str, ...], BeforeValidator(as_assignments)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -110,10 +129,10 @@ class Config:
 
     baselines: Names = ("finetuned", "joint")
     """Learners to train and test beside this one."""
-    joint: Own = Field(default_factory=dict)
-    """Settings of joint training that differ, e.g. `epsilon 1e-3`; meta_steps follows from equal review passes."""
-    finetuned: Own = Field(default_factory=dict)
-    """Settings of `finetuned` that differ, e.g. `adapt_lr 1e-3`."""
+    joint: Assignments = ()
+    """Settings of joint training that differ, e.g. `epsilon=1e-3`; meta_steps follows from equal review passes."""
+    finetuned: Assignments = ()
+    """Settings of `finetuned` that differ, e.g. `adapt_lr=1e-3`."""
 
     out: str | None = None
     """Run folder; none = the next free `runs/LEARNER-DATA-NUMBER`."""
@@ -152,8 +171,11 @@ class Config:
 
         Joint training as a baseline gets as many review passes as the run's learner, unless its `meta_steps` is given.
         """
-        own = dict({"joint": self.joint, "finetuned": {"meta_steps": 0, **self.finetuned}}.get(name, {}))
-        config = make_config({**asdict(self), **own, "learner": name}, f"the settings of {name}")
+        source = f"the settings of {name}"
+        own = parse_assignments(
+            {"joint": self.joint, "finetuned": ("meta_steps=0", *self.finetuned)}.get(name, ()), source
+        )
+        config = make_config({**asdict(self), **own, "learner": name}, source)
         if name == "finetuned" and config.meta_steps:
             raise BadInput(
                 f"the settings of finetuned: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out"

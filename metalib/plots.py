@@ -60,16 +60,15 @@ def learning_curve(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
         if steps:
             x = [line["review_passes"] / 1000 for line in steps]
             width = max(1, len(steps) // 30)
-            for key, dashes, words in (("first_loss", ":", "first"), ("last_loss", "-", "last")):
-                if key == "last_loss" or any(line["first_loss"] != line["last_loss"] for line in steps):
+            inner = any(line["first_loss"] != line["last_loss"] for line in steps)  # else a single step per task
+            for key, dashes, words in (
+                ("last_loss", "-", ", last inner step"),
+                ("first_loss", ":", ", first inner step"),
+            ):
+                if inner or key == "last_loss":
                     smooth = running_mean([line[key] for line in steps], width)
-                    right.plot(
-                        x,
-                        smooth,
-                        dashes,
-                        color=COLOURS.get(method),
-                        label=f"{label(method)}, {words} inner step",
-                    )
+                    words = label(method) + (words if inner else "")
+                    right.plot(x, smooth, dashes, color=COLOURS.get(method), label=words)
     left.set(
         title="Held-out validation domains: before and after a few steps",
         xlabel="training reviews seen [thousands of passes]",
@@ -131,5 +130,5 @@ def domain_scores(methods: dict[str, dict[str, Any]], metric: str = "balanced_ac
     axes.set_xticks(range(len(domains)), domains)
     axes.set(title="Each test domain", ylabel=f"{metric.replace('_', ' ')} [%]", ylim=(0, 105))
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(methods))
     return figure

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metalib.checkpoint import write_atomically
-from metalib.config import Config, make_config
+from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
 from metalib.report import percent, table
@@ -31,14 +31,9 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         BadInput: an entry that is not `setting=value,value`.
     """
-    grid: dict[str, list[str]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        chosen = [value.strip() for value in values.split(",") if value.strip()]
-        if not equals or not chosen:
-            raise BadInput(f"--grid {text!r} is not of the form setting=value,value,…")
-        grid[name.strip().replace("-", "_")] = chosen
-    if not grid:
+    values = {name: text.split(",") for name, text in parse_assignments(texts, "--grid").items()}
+    grid = {name: [value.strip() for value in row if value.strip()] for name, row in values.items()}
+    if not grid or not all(grid.values()):
         raise BadInput("nothing to try — give at least one --grid setting=value,value,…")
     return grid
 
@@ -46,7 +41,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
 def combinations(config: Config, grid: dict[str, list[str]]) -> list[tuple[dict[str, str], Config]]:
     """Every combination of the grid's values, with its checked settings; those that share a training stand together."""
     # The learner's own settings first, then the grid's, which must not be overridden again.
-    base = {**asdict(config.for_learner(config.learner)), "joint": {}, "finetuned": {}, "baselines": ()}
+    base = {**asdict(config.for_learner(config.learner)), "joint": (), "finetuned": (), "baselines": ()}
     names = sorted(grid, key=lambda name: name in TEST_SETTINGS)
     chosen = [dict(zip(names, values, strict=True)) for values in product(*(grid[name] for name in names))]
     return [(choice, make_config({**base, **choice}, "--grid")) for choice in chosen]

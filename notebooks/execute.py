@@ -32,7 +32,8 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     os.environ["HF_HUB_OFFLINE"] = "1"
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources, record_timing=False).execute()
+    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources=resources, **options).execute()
     tidy(notebook)
     nbformat.write(notebook, path)
 

@@ -15,7 +15,7 @@ from metalib.errors import BadInput
 from metalib.training import Workbench
 from metalib.tuning import parse_grid, tune
 
-GRID = {"adapt_steps": ["1", "4"], "inner_lr": ["3e-3", "3e-2"]}
+GRID = {"adapt_steps": ["0", "30"], "inner_lr": ["3e-3", "3e-4"]}
 
 
 class Poison:
@@ -34,7 +34,9 @@ class Poison:
 def settings(reviews: Dataset, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("tuning")
     (folder / "reviews.json").write_text(json.dumps(reviews.to_list()))
-    return replace(config, data=str(folder / "reviews.json"), meta_steps=3, out=str(folder / "grid"))
+    return replace(
+        config, data=str(folder / "reviews.json"), meta_steps=3, shots=10, adapt_batch=10, out=str(folder / "grid")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def rows(config: Config) -> list[dict[str, Any]]:
 
 
 def test_settings_of_the_test_need_no_training_of_their_own(trainings: list[Config], settings: Config) -> None:
-    assert [config.inner_lr for config in trainings] == [3e-3, 3e-2]
+    assert [config.inner_lr for config in trainings] == [3e-3, 3e-4]
     assert all(config.meta_steps == 3 and config.validations == 0 for config in trainings)
     found = {(row["settings"]["inner_lr"], row["settings"]["adapt_steps"]) for row in rows(settings)}
     assert found == {(lr, steps) for lr in GRID["inner_lr"] for steps in GRID["adapt_steps"]}
@@ -88,10 +90,10 @@ def test_rows_are_sorted_and_the_table_says_what_the_json_says(trainings: list[C
 
 
 def test_a_row_of_the_grid_equals_the_same_settings_alone(trainings: list[Config], settings: Config) -> None:
-    alone = replace(settings, out=f"{settings.out}-alone", adapt_steps=4)
-    tune(alone, {"inner_lr": ["3e-2"]})
+    alone = replace(settings, out=f"{settings.out}-alone", adapt_steps=30)
+    tune(alone, {"inner_lr": ["3e-4"]})
     (expected,) = rows(alone)
-    (found,) = [row for row in rows(settings) if row["settings"] == {"inner_lr": "3e-2", "adapt_steps": "4"}]
+    (found,) = [row for row in rows(settings) if row["settings"] == {"inner_lr": "3e-4", "adapt_steps": "30"}]
     assert {**found, "settings": None} == {**expected, "settings": None}
 
 
