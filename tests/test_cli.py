@@ -227,7 +227,7 @@ def test_unknown_tracker_and_baseline(refused: Refused) -> None:
     ("own", "said"),
     [
         ("joint: {epsilom: 1}", "settings of joint: unknown setting 'epsilom' — did you mean 'epsilon'?"),
-        ("joint: {epsilon: -1}", "settings of joint: epsilon is -1"),
+        ("joint: {epsilon: -1}", "settings of joint: epsilon is '-1'"),
         ("finetuned: {meta_steps: 3}", "settings of finetuned: meta_steps=3"),
     ],
 )
@@ -279,8 +279,9 @@ def test_evaluating_what_is_no_finished_run(refused: Refused, here: Path, capsys
     ("words", "said"),
     [
         ([], "nothing to try — give at least one --grid"),
-        (["--grid", "inner_lr"], "--grid 'inner_lr' is not of the form setting=value"),
-        (["--grid", "inner_lr="], "--grid 'inner_lr=' is not of the form setting=value"),
+        (["--grid", "inner_lr"], "--grid: 'inner_lr' is not of the form setting=value"),
+        (["--grid", "inner_lr="], "--grid: 'inner_lr=' is not of the form setting=value"),
+        (["--grid", "inner_lr=,"], "nothing to try"),
         (["--grid", "inner_lrr=1"], "unknown setting 'inner_lrr' — did you mean 'inner_lr'?"),
         (["--grid", "inner_lr=-1"], "inner_lr is '-1'"),
         (["--grid", "shots=2,90"], "shots=90"),

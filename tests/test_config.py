@@ -94,7 +94,7 @@ def test_resuming_takes_the_settings_of_the_folder(tmp_path: Path) -> None:
         ({"conflict": 2}, ["conflict is 2", "less than or equal to 1"]),
         ({"learner": "mammal"}, ["learner is 'mammal'", "'reptile'"]),
         ({"baselines": ["joint", "nope"]}, ["'nope' in baselines", "'finetuned' and 'joint'"]),
-        ({"joint": 3}, ["joint is 3", "dictionary"]),
+        ({"joint": 3}, ["joint is 3"]),
     ],
 )
 def test_settings_that_cannot_be_used(given: dict[Any, Any], said: list[str]) -> None:
@@ -115,8 +115,18 @@ def test_own_settings_of_a_baseline_apply_to_it_alone() -> None:
 
 
 def test_own_settings_of_a_baseline_as_a_flag() -> None:
-    joint = settings("--joint", "epsilon", "1e-3", "outer", "sgd", "--seed", "3").for_learner("joint")
-    assert (joint.epsilon, joint.outer, joint.seed) == (1e-3, "sgd", 3)
+    joint = settings("--joint", "epsilon=1e-3", "adapt-batch=4", "--seed", "3").for_learner("joint")
+    assert (joint.epsilon, joint.adapt_batch, joint.seed) == (1e-3, 4, 3)
+    with pytest.raises(BadInput, match="settings of joint: 'epsilon' is not of the form setting=value"):
+        settings("--joint", "epsilon").for_learner("joint")
+
+
+@pytest.mark.parametrize("text", ["", "joint: {train_shots: 10}\n", "joint: {train_shots: 10, adapt_lr: 0.5}\n"])
+def test_own_settings_as_a_flag_replace_all_those_of_the_yaml_file(tmp_path: Path, text: str) -> None:
+    config = settings(yaml(tmp_path, text), "--joint", "train_shots=40", "epsilon=1e-3")
+    assert config.joint == ("train_shots=40", "epsilon=1e-3")
+    joint = config.for_learner("joint")
+    assert (joint.train_shots, joint.epsilon, joint.adapt_lr) == (40, 1e-3, Config().adapt_lr)
 
 
 def test_joint_training_gets_as_many_review_passes_as_the_learner() -> None:

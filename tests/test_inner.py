@@ -101,7 +101,7 @@ def test_the_rows_of_the_last_partial_minibatch_reach_the_model(bench):
 def test_micro_batches_give_the_gradient_and_the_loss_of_one_batch(bench, splits, dtype, tolerance):
     model, _ = load_model("tiny", splits.train["text"], ["negative", "positive"], max_length=48)
     weights = Weights(model.to(dtype))
-    weights.flat.mul_(5)  # gradients that differ from row to row
+    weights.flat.mul_(3)  # gradients that differ from row to row, the largest about 0.1
     rows = bench.reviews["train"].lengths.argsort()[::30]  # 10 rows of unlike length: other padding in each part
     assert len(rows) == 10
     gradients, losses = [], []
@@ -111,7 +111,7 @@ def test_micro_batches_give_the_gradient_and_the_loss_of_one_batch(bench, splits
         gradients.append(weights.grad.clone())
     assert gradients[0].abs().max() > 0.1
     for gradient in gradients[1:]:
-        assert (gradient - gradients[0]).norm() < tolerance * gradients[0].norm()
+        torch.testing.assert_close(gradient, gradients[0], rtol=0, atol=tolerance)
     assert losses == pytest.approx([losses[0]] * 5, rel=1e-6)
 
 

@@ -1,6 +1,5 @@
 """A whole run of seconds, by the command line: what it leaves, that it comes out the same again, and resuming."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -42,8 +41,8 @@ def place(reviews: Dataset, config: Config, tmp_path_factory: pytest.TempPathFac
     records = [{**r, "domain": ODD if r["domain"] == "automotive" else r["domain"]} for r in reviews.to_list()]
     (folder / "reviews.json").write_text(json.dumps(records))
     settings = replace(
-        config, data=str(folder / "reviews.json"), test_domains=(ODD, "office_products"), shots=10, adapt_steps=20,
-        adapt_batch=10, eval_episodes=6,
+        config, data=str(folder / "reviews.json"), test_domains=(ODD, "office_products"), shots=10, adapt_steps=10,
+        adapt_batch=10, eval_episodes=6, validations=1, validation_episodes=2,
     )  # fmt: skip
     write_config(settings, folder / "settings.yaml")
     return folder
@@ -262,7 +261,7 @@ def test_evaluating_again_gives_the_same_and_adds_the_shot_curve(
     # All methods were tested on the same episodes, those of the evaluation among them.
     assert set(tested) == set(METHODS) - {"majority"}
     assert tested["reptile"] == tested["joint"] == tested["finetuned"]
-    assert hashlib.sha256().name == "sha256" and read(copy / "evaluation.json")["episodes"]["sha256"] in tested["joint"]
+    assert read(copy / "evaluation.json")["episodes"]["sha256"] in tested["joint"]
     curves = read(copy / "curves.json")
     assert curves["adaptation"] == read(folder / "curves.json")["adaptation"]
     for points in curves["shots"].values():
@@ -276,7 +275,7 @@ def test_evaluating_again_gives_the_same_and_adds_the_shot_curve(
 def test_adaptation_curve_ends_at_the_score_of_the_evaluation(folder: Path) -> None:
     evaluation, curves = read(folder / "evaluation.json"), read(folder / "curves.json")
     for name, points in curves["adaptation"].items():
-        assert points["steps"] == [0, 1, 2, 5, 10, 20]
+        assert points["steps"] == [0, 1, 2, 5, 10]
         assert points["balanced_accuracy"][-1] == evaluation["methods"][name]["overall"]["balanced_accuracy"]
 
 
@@ -310,7 +309,6 @@ def test_runs_without_out_take_the_next_free_folder(place: Path, tmp_path: Path,
         ("world", "reptile-world-1"),
         ("../a b/My reviews (2).v1.json", "reptile-My-reviews-2-v1-1"),
         ("https://example.org/x.json?a=1", "reptile-x-1"),
-        ("..", "reptile-data-1"),
     ],
 )
 def test_names_of_folders(tmp_path: Path, monkeypatch: Any, data: str, name: str) -> None:
