@@ -41,15 +41,18 @@ run: setup ## train the world of configs/world.yaml with two processes; more wor
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/world.yaml $(ARGS)
 
 SEEDS := 0 1 2
-WORLD_RUNS := $(SEEDS:%=runs/results/world-%)
+KEPT := config.yaml evaluation.json curves.json
 
 results: setup ## make results/world again: configs/world.yaml with three seeds
-	for seed in $(SEEDS); do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/world.yaml \
-		--seed $$seed --out runs/results/world-$$seed --resume || exit 1; done
-	$(BIN)/metalib evaluate runs/results/world-0
-	mkdir -p results/world
-	$(BIN)/metalib seeds $(WORLD_RUNS) > results/world/seeds.md
-	for seed in $(SEEDS); do cp runs/results/world-$$seed/evaluation.json results/world/seed-$$seed.json || exit 1; done
+	for seed in $(SEEDS); do \
+		OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/world.yaml \
+			--seed $$seed --out runs/results/world-$$seed --resume && \
+		mkdir -p results/world/seed-$$seed && \
+		for file in $(KEPT); do cp runs/results/world-$$seed/$$file results/world/seed-$$seed || exit 1; done || exit 1; \
+	done
+	$(BIN)/metalib seeds $(SEEDS:%=results/world/seed-%) > results/world/seeds.md
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib evaluate runs/results/world-0
+	cp runs/results/world-0/curves.json results/world/seed-0
 	cp runs/results/world-0/*.png results/world
 
 # Tests use nothing from the network, and draw to no screen.

@@ -47,6 +47,24 @@ def parse_assignments(texts: Sequence[str], source: str) -> dict[str, str]:
     return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
 
 
+OWN_SETTINGS = [
+    "meta_steps",
+    "meta_batch",
+    "train_shots",
+    "inner_steps",
+    "inner_batch",
+    "inner_lr",
+    "inner_optimizer",
+    "inner_schedule",
+    "dropout",
+    "micro_batch",
+    "epsilon",
+    "epsilon_final",
+    "outer",
+    "adapt_steps",
+    "adapt_lr",
+    "adapt_batch",
+]  # what a baseline may have of its own; the rest is the run's
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 Assignments = Annotated[tuple[str, ...], BeforeValidator(as_assignments)]
 
@@ -176,6 +194,9 @@ class Config:
             {"joint": self.joint, "finetuned": ("meta_steps=0", *self.finetuned)}.get(name, ()), source
         )
         config = make_config({**asdict(self), **own, "learner": name}, source)
+        for key in own:
+            if key not in OWN_SETTINGS:
+                raise BadInput(f"{source}: {key} is one for the whole run — set it there, not under {name}")
         if name == "finetuned" and config.meta_steps:
             raise BadInput(
                 f"the settings of finetuned: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out"

@@ -1,5 +1,6 @@
 """Models: a tokenizer and a text classifier, tiny and made here or pretrained and loaded."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from datasets import Dataset
+from datasets import Dataset, config
 from tokenizers import BertWordPieceTokenizer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -163,10 +164,23 @@ class TokenizedReviews:
         def encode(columns: dict) -> dict:
             return {"input_ids": tokenizer(columns["text"], truncation=True, max_length=max_length)["input_ids"]}
 
-        encoded = reviews.map(encode, batched=True, remove_columns=["text", "domain"], desc="Tokenising")
-        self.labels = np.asarray(encoded["label"])
-        self.tokens = [np.asarray(ids) for ids in encoded.with_format("numpy")["input_ids"]]
-        self.lengths = np.asarray([len(ids) for ids in self.tokens])
+        key = hashlib.sha256(
+            repr((tokenizer, tokenizer.get_vocab(), max_length, reviews["text"][:])).encode()
+        ).hexdigest()
+        cache = Path(config.HF_DATASETS_CACHE) / "metalib" / f"{key}.arrow"  # the next run, or process, finds it there
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        encoded = reviews.map(
+            encode,
+            batched=True,
+            remove_columns=reviews.column_names,
+            cache_file_name=str(cache),
+            new_fingerprint=key,
+            desc="Tokenising",
+        )
+        self.labels = np.asarray(reviews["label"][:], dtype=np.int64)
+        column = encoded.data.column("input_ids").combine_chunks() if len(reviews) else None
+        self.lengths = np.diff(column.offsets) if column is not None else np.zeros(0, dtype=np.int64)
+        self.tokens = np.split(column.flatten().to_numpy(), column.offsets[1:-1]) if column is not None else []
         self.padding = tokenizer.pad_token_id
         self.device = torch.device(device)
 

@@ -127,7 +127,7 @@ def domain_scores(methods: dict[str, dict[str, Any]], metric: str = "balanced_ac
         edges = [point["ci95"] if point["ci95"][0] is not None else [np.nan] * 2 for point in points]
         errors = np.abs(100 * np.asarray(edges, dtype=float).T - means)
         axes.bar(x, means, width * 0.9, yerr=errors, capsize=2, color=COLOURS.get(method), label=label(method))
-    axes.set_xticks(range(len(domains)), domains)
+    axes.set_xticks(range(len(domains)), domains, parse_math=False)
     axes.set(title="Each test domain", ylabel=f"{metric.replace('_', ' ')} [%]", ylim=(0, 105))
     axes.grid(alpha=0.3, axis="y")
     figure.legend(fontsize=8, loc="outside lower center", ncols=len(methods))

@@ -100,6 +100,8 @@ def over_seeds(folders: Sequence[Path]) -> str:
     seeds = [read_config(folder / "config.yaml").seed for folder in folders]
     if len({run["episodes"]["sha256"] for run in runs}) > 1:
         raise BadInput("the runs were tested on different episodes and cannot be put into one table")
+    if len({tuple(run["methods"]) for run in runs}) > 1:
+        raise BadInput("the runs tested different methods and cannot be put into one table")
 
     def spread(values: list[float]) -> list[str]:
         points = [100 * value for value in values]

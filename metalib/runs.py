@@ -101,6 +101,8 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     if folder.is_dir() and any(folder.iterdir()):
         if not config.resume:
             raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
+        if not (folder / "config.yaml").exists():
+            raise BadInput(f"--out {str(folder)!r} is no run folder: it holds no config.yaml — name another")
         refuse_other_settings(folder, config)
     return folder
 

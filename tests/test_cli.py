@@ -323,7 +323,7 @@ def test_exit_code_of_the_process(tmp_path: Path, command: list[str]) -> None:
     if not Path(command[0]).exists():
         pytest.skip("metalib is not installed here")
     done = subprocess.run(
-        [*command, "train", "--shots", "0"], capture_output=True, text=True, cwd=tmp_path, timeout=100
+        [*command, "train", "--shots", "0"], capture_output=True, text=True, cwd=tmp_path, timeout=300
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "metalib: command line: shots is 0 — input should be greater than or equal to 1\n"

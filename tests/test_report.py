@@ -161,7 +161,6 @@ def test_running_mean() -> None:
     assert plots.running_mean([1, 2, 3, 4], 2) == pytest.approx([1, 1.5, 2.5, 3.5])
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="matplotlib reads $x_$ as mathematics: parse_math=False")
 def test_domains_with_signs_of_mathematics_can_be_drawn(tmp_path: Path) -> None:
     figure = plots.domain_scores(METHODS)
     figure.savefig(tmp_path / "a.png")

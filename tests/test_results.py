@@ -1,0 +1,55 @@
+"""The numbers in the README are those of the files in results/, and these say what they were made with."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from metalib.config import read_config
+from metalib.report import over_seeds, scores_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SEEDS = sorted((ROOT / "results" / "world").glob("seed-*"))
+
+
+def block(name: str) -> str:
+    """What stands in the README between the marks of one results file."""
+    found = re.search(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    assert found, f"README.md has no block for {name}"
+    return found[1].strip()
+
+
+def test_the_world_table_of_the_readme_is_that_of_the_three_committed_runs() -> None:
+    assert len(SEEDS) == 3
+    table = over_seeds(SEEDS).strip()
+    assert table == (ROOT / "results" / "world" / "seeds.md").read_text(encoding="utf-8").strip()
+    assert block("results/world/seeds.md") == table
+
+
+@pytest.mark.parametrize("folder", SEEDS, ids=lambda folder: folder.name)
+def test_a_committed_run_used_the_settings_of_the_config_that_the_readme_names(folder: Path) -> None:
+    used, shipped = read_config(folder / "config.yaml"), read_config(ROOT / "configs" / "world.yaml")
+    differ = {key for key in vars(used) if vars(used)[key] != vars(shipped)[key]}
+    assert differ <= {"seed", "out", "resume"}
+
+
+def test_reptile_is_well_above_joint_training_and_near_the_best_possible_in_the_committed_runs() -> None:
+    runs = [json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) for folder in SEEDS]
+    for run in runs:
+        assert run["episodes"]["count"] >= 200
+        pairs = {pair["b"]: pair for pair in run["paired"] if pair["metric"] == "balanced_accuracy"}
+        assert pairs["joint"]["difference"] >= 0.08 and pairs["joint"]["ci95"][0] > 0
+        assert pairs["finetuned"]["difference"] >= 0.15
+    gaps = [
+        run["methods"]["best_possible"]["overall"]["balanced_accuracy"]["mean"]
+        - run["methods"]["reptile"]["overall"]["balanced_accuracy"]["mean"]
+        for run in runs
+    ]
+    assert sum(gaps) / len(gaps) <= 0.06
+
+
+def test_the_amazon_table_of_the_readme_is_that_of_the_committed_run() -> None:
+    evaluation = json.loads((ROOT / "results" / "amazon" / "evaluation.json").read_text(encoding="utf-8"))
+    assert block("results/amazon/evaluation.json") == scores_table(evaluation).strip()
