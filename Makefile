@@ -17,7 +17,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run results test test-all check lab lock clean
+.PHONY: help setup run results test test-all notebooks check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -64,11 +64,18 @@ check: setup
 	$(BIN)/ruff check -q
 	$(BIN)/mypy
 
-test: check ## ruff, mypy and the quick tests
+NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env -x --nbval-cell-timeout 180 -p no:cacheprovider notebooks
+
+test: check ## ruff, mypy, the quick tests and the notebooks
 	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(NBVAL)
 
 test-all: check ## ruff, mypy, all tests and the notebooks
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env tests $(wildcard notebooks)
+	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(NBVAL)
+
+notebooks: setup ## run the notebooks anew and store their outputs
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

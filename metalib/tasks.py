@@ -47,8 +47,8 @@ class TaskSampler:
             raise BadInput("there are no reviews to draw tasks from — name at least one domain for this split")
         self.shots, self.queries, self.seed, self.in_turn = shots, queries, seed, in_turn
         self.class_names: list[str] = reviews.features["label"].names
-        self.labels = np.asarray(reviews["label"])
-        domains = np.asarray(reviews["domain"])
+        self.labels = np.asarray(reviews["label"][:])
+        domains = np.asarray(reviews["domain"][:])
         self.domains: list[str] = sorted(set(domains.tolist()))
         self.pools = {domain: self._pool(domain, domains == domain) for domain in self.domains}
 
