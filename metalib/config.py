@@ -176,12 +176,10 @@ class Config:
         )  # fmt: skip
 
     def passes_per_step(self, classes: int = 2) -> int:
-        """Reviews that go forward and backward in one meta-step."""
-        per_task = {
-            "reptile": self.inner_steps * self.inner_batch,
-            "joint": classes * self.train_shots,
-            "finetuned": 0,
-        }
+        """Reviews that go forward and backward in one meta-step; the last minibatch of a shuffle may be smaller."""
+        rows = classes * self.train_shots
+        shuffles, rest = divmod(self.inner_steps, -(-rows // self.inner_batch))
+        per_task = {"reptile": shuffles * rows + rest * self.inner_batch, "joint": rows, "finetuned": 0}
         return self.meta_batch * per_task[self.learner]
 
     def for_learner(self, name: str, classes: int = 2) -> "Config":

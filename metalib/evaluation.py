@@ -14,6 +14,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from scipy import stats
+from sklearn.metrics import f1_score, recall_score
 from tqdm.auto import tqdm
 
 from metalib.learners import Learner
@@ -73,8 +74,6 @@ def score(predictions: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     Balanced accuracy is the mean recall over the classes that occur in the query set, and so equal to accuracy where
     the query set is balanced; macro-F1 is the mean F1 over the classes that occur in it or are predicted.
     """
-    from sklearn.metrics import f1_score, recall_score  # here, since it takes a second to import
-
     rows = list(zip(labels, predictions, strict=True))
     return {
         "accuracy": (predictions == labels).mean(-1),

@@ -53,6 +53,10 @@ class Learner:
 
         The query reviews are never looked at together: each prediction depends on the support set and on its own text.
         """
+        if max(marks) > self.adaptation_loop.steps:
+            raise ValueError(
+                f"marks up to {max(marks)}, but only {self.adaptation_loop.steps} adaptation steps are taken"
+            )
         predictions = np.empty((len(marks), len(task.query)), dtype=np.int64)
 
         def look(step: int) -> None:

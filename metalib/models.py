@@ -99,7 +99,10 @@ def load_model(
             model: PreTrainedModel = BertForSequenceClassification(config)
         else:
             model, tokenizer = _load_checkpoint(name, heads)
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length))
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)
+    skipped = 0 if padding is None else padding + 1  # RoBERTa's positions start after its padding number
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length) - skipped)
     if max_length > longest:
         raise BadInput(f"max_length={max_length}: model {name!r} reads at most {longest} tokens — lower it")
     model.eval()
@@ -126,6 +129,10 @@ def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTraine
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if tokenizer.pad_token_id is None:
+        raise BadInput(f"model {name!r}: its tokenizer has no padding token, so texts cannot share a batch — set one")
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 

@@ -174,6 +174,8 @@ def meta_train(
             check_finite(losses, sampler, step)
             epsilon = annealed(config, outer_step.kind, step)
             outer_step(direction, epsilon)
+            if not torch.isfinite(bench.weights.flat).all():
+                raise NotFinite(f"the weights are not finite after meta-step {step + 1} — lower inner_lr or epsilon")
             tasks = [sampler[step * config.meta_batch + place] for place in range(config.meta_batch)]
             line = {
                 "meta_step": step + 1,

@@ -18,12 +18,8 @@ class Weights:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        named = {
-            f"{number}.{name}" if len(modules) > 1 else name: parameter
-            for number, module in enumerate(modules)
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
+        module = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         if not named:
             raise ValueError("none of the modules has a trainable parameter")
         first = next(iter(named.values()))

@@ -74,7 +74,6 @@ def test_two_modules_share_one_vector():
     assert {"0.0.weight", "1.3.bias"} <= weights.slices.keys()
 
 
-@pytest.mark.xfail(strict=True, reason="Weights counts a parameter shared by two of its modules twice")
 def test_a_weight_tied_across_two_modules_of_the_vector_stands_in_it_once():
     one, other = nn.Linear(4, 6), nn.Linear(4, 6)
     other.weight = one.weight
