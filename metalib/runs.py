@@ -2,9 +2,7 @@
 
 import json
 import logging
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from metalib import report
-from metalib.checkpoint import load_checkpoint, write_atomically
-from metalib.config import Config, read_config, write_config
+from metalib.checkpoint import load_checkpoint
+from metalib.config import Config, read_config
 from metalib.errors import BadInput
 from metalib.evaluation import (
     Episodes,
@@ -28,6 +25,7 @@ from metalib.evaluation import (
     predict_episodes,
     summarise,
 )
+from metalib.folders import choose_folder, learner_folder, log_to, start_folder, write_json
 from metalib.reviews import Splits, load_reviews, split_domains
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.training import Workbench, meta_train, prepare
@@ -77,81 +75,6 @@ def load_splits(config: Config) -> Splits:
     for part in filter(len, (splits.validation, splits.test)):
         TaskSampler(part, config.shots, config.queries)
     return splits
-
-
-def next_free_folder(config: Config, prefix: str = "") -> Path:
-    """`runs/[PREFIX]LEARNER-DATA-N` with the lowest N that is not taken."""
-    data = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(config.data).stem)[:40] or "data"
-    number = 1
-    while (folder := Path("runs") / f"{prefix}{config.learner}-{data}-{number}").exists():
-        number += 1
-    return folder
-
-
-def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") -> Path:
-    """The run's folder, the same on all processes; not yet made.
-
-    Raises:
-        BadInput: it is there already and `resume` is not set, or it holds a run with other settings.
-    """
-    chosen = [config.out or str(next_free_folder(config, prefix))]
-    folder = Path(broadcast_object_list(chosen)[0] if accelerator.num_processes > 1 else chosen[0])
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not config.resume:
-            raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
-        if not (folder / "config.yaml").exists():
-            raise BadInput(f"--out {str(folder)!r} is no run folder: it holds no config.yaml — name another")
-        refuse_other_settings(folder, config)
-    return folder
-
-
-def refuse_other_settings(folder: Path, config: Config) -> None:
-    """Raise BadInput where the folder was started with other settings than these."""
-    if not (folder / "config.yaml").exists():
-        return
-    before, now = asdict(read_config(folder / "config.yaml")), asdict(config)
-    for key in before:
-        if before[key] != now[key] and key not in ("out", "resume", "trackers", "checkpoint_every"):
-            raise BadInput(
-                f"{str(folder)!r} was started with {key}={before[key]!r}, not {now[key]!r} — "
-                "resume with the same settings, or name another --out"
-            )
-
-
-def start_folder(folder: Path, config: Config) -> None:
-    """Make a folder that holds its settings.
-
-    Raises:
-        BadInput: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder / "config.yaml")
-    except OSError as error:
-        raise BadInput(f"--out {str(folder)!r} cannot be written: {error.strerror} — name another folder") from error
-
-
-@contextmanager
-def log_to(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Messages go to `running_logs.log` in the folder, with clock times, from the main process only."""
-    if not accelerator.is_main_process:
-        yield
-        return
-    handler = logging.FileHandler(folder / "running_logs.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-def learner_folder(folder: Path, config: Config, name: str) -> Path:
-    """Where a learner of the run keeps its metrics and checkpoint."""
-    return folder if name == config.learner else folder / "baselines" / name
 
 
 def train(config: Config) -> Path:
@@ -294,11 +217,6 @@ def best_possible(world: World, reviews: Dataset, episodes: Episodes) -> np.ndar
     """(episodes, queries) predictions of the rule that knows how the world was made; nobody can do better."""
     best = world.best_predictions(reviews["text"][:], reviews["domain"][:])
     return constant_predictions(episodes, lambda task: best[task.query])
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON for people to read, atomically."""
-    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def shot_curve(bench: Workbench, thetas: dict[str, torch.Tensor]) -> dict[str, Any]:

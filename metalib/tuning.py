@@ -11,8 +11,9 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
+from metalib.folders import choose_folder, log_to, refuse_other_settings, start_folder
 from metalib.report import percent, table
-from metalib.runs import choose_folder, load_splits, log_to, make_accelerator, refuse_other_settings, start_folder
+from metalib.runs import load_splits, make_accelerator
 from metalib.tasks import TaskSampler
 from metalib.training import Workbench, meta_train, prepare
 

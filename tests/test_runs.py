@@ -23,7 +23,8 @@ from metalib.__main__ import main
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config, write_config
 from metalib.evaluation import Episodes
-from metalib.runs import load_splits, next_free_folder
+from metalib.folders import next_free_folder
+from metalib.runs import load_splits
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.weights import Weights
 
