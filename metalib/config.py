@@ -83,6 +83,8 @@ class Config:
     """World only: seed of the reviews."""
     test_domains: tuple[str, ...] = TEST_DOMAINS
     """Domains looked at once, at the end."""
+    train_domains: tuple[str, ...] = ()
+    """Domains to train on; none named = all that are not held out."""
     validation_domains: tuple[str, ...] = ()
     """Domains for choosing settings; none named = `validation_count` of the training domains, drawn by `split_seed`."""
     validation_count: CountOrZero = 3

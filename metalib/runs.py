@@ -57,19 +57,17 @@ def world_of(config: Config) -> World | None:
 
 
 @lru_cache(maxsize=1)
-def _read_and_split(
-    source: str | World, tests: tuple[str, ...], validation: tuple[str, ...] | int, split_seed: int, changed: int
-) -> Splits:
-    return split_domains(load_reviews(source), tests, validation, split_seed)
+def _read_and_split(source: str | World, changed: int, *split: Any) -> Splits:
+    return split_domains(load_reviews(source), *split)
 
 
 def load_splits(config: Config) -> Splits:
     """The reviews of a config, split by domain, and checked to be enough for every task that the run will draw."""
-    validation = config.validation_domains or config.validation_count
     file = Path(config.data).expanduser()
     changed = file.stat().st_mtime_ns if file.is_file() else 0  # a file that was written anew is read anew
-    source = world_of(config) or config.data
-    splits = _read_and_split(source, config.test_domains, validation, config.split_seed, changed)
+    validation = config.validation_domains or config.validation_count
+    split = (config.test_domains, validation, config.split_seed, config.train_domains or None)
+    splits = _read_and_split(world_of(config) or config.data, changed, *split)
     for learner in (config.learner, *config.baselines):
         TaskSampler(splits.train, config.for_learner(learner).train_shots, 0)
     for part in filter(len, (splits.validation, splits.test)):

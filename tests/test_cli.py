@@ -92,6 +92,11 @@ def test_bad_records(refused: Refused, here: Path, reviews: Dataset, field: str,
     assert said in refused("train", "good.yaml", "--data", "bad.json")
 
 
+def test_a_test_domain_that_is_also_a_training_domain(refused: Refused) -> None:
+    said = refused("train", "good.yaml", "--test-domains", "automotive", "--train-domains", "baby", "automotive")
+    assert "domain 'automotive' is both a test and a training domain" in said
+
+
 @pytest.mark.parametrize(
     ("flags", "needs"),
     [
