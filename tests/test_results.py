@@ -53,3 +53,16 @@ def test_reptile_is_well_above_joint_training_and_near_the_best_possible_in_the_
 def test_the_amazon_table_of_the_readme_is_that_of_the_committed_run() -> None:
     evaluation = json.loads((ROOT / "results" / "amazon" / "evaluation.json").read_text(encoding="utf-8"))
     assert block("results/amazon/evaluation.json") == scores_table(evaluation).strip()
+
+
+def test_the_differences_that_the_readme_tells_of_the_amazon_run_are_those_of_its_file() -> None:
+    evaluation = json.loads((ROOT / "results" / "amazon" / "evaluation.json").read_text(encoding="utf-8"))
+    pairs = {pair["b"]: pair for pair in evaluation["paired"] if pair["metric"] == "balanced_accuracy"}
+    gain, other = pairs["finetuned"], pairs["joint"]
+    low, high = (round(100 * end) for end in gain["ci95"])
+    assert (
+        f"{100 * gain['difference']:.0f} points over the encoder as it comes (paired 95% interval {low} to {high})"
+        in (" ".join(README.split()))
+    )
+    numbers = (f"{100 * value:.1f}".replace("-", "−") for value in (other["difference"], *other["ci95"]))
+    assert "no difference to be seen ({}, {} to {})".format(*numbers) in " ".join(README.split())
