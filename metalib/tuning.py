@@ -17,13 +17,8 @@ from metalib.runs import load_splits, make_accelerator
 from metalib.tasks import TaskSampler
 from metalib.training import Workbench, meta_train, prepare
 
-TEST_SETTINGS = (
-    "shots",
-    "queries",
-    "adapt_steps",
-    "adapt_lr",
-    "adapt_batch",
-)  # change without a new training
+# What changes without a new training.
+TEST_SETTINGS = ("shots", "queries", "adapt_steps", "adapt_lr", "adapt_batch")
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
