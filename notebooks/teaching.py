@@ -1,18 +1,29 @@
 """What the notebooks share: claims that are checked, source shown from the library, answers that get a hint."""
 
+import hashlib
 import inspect
+import json
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import matplotlib.pyplot as plt
+import torch
 from IPython.display import Markdown, display
+
+import metalib
+from metalib.config import read_config
+from metalib.runs import load_splits, make_accelerator
+from metalib.training import Workbench, meta_train, prepare
 
 # The same colours in every notebook, and none of those that `metalib.plots` gives to a method (same palette).
 POSITIVE, NEGATIVE = "#56B4E9", "#D55E00"
 SUPPORT, QUERY = "#CC79A7", "#F0E442"
+HERE = Path(__file__).resolve().parent
+LIBRARY = Path(metalib.__file__).parent
 
 
 def setup() -> None:
@@ -41,3 +52,23 @@ def attempt(check: Callable[[Any], None], answer: Any) -> None:
         check(answer)
     except AssertionError as hint:
         print(f"Not yet: {hint}")
+
+
+def course_bench() -> Workbench:
+    """The workbench of the notebooks: the generated world and the tiny model, with the settings of configs/course.yaml."""
+    config = read_config(HERE.parent / "configs" / "course.yaml")
+    return prepare(config, load_splits(config), make_accelerator())
+
+
+def course_run(bench: Workbench, name: str) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """A learner of the course, trained: its weights (P,) and the lines of its `metrics.jsonl`.
+
+    The first call trains it and leaves it under `runs/`, the next call, in any notebook, finds it there. The folder's
+    name says what it was made with (the settings and the library's source), so that an outdated one is never found.
+    """
+    parts = [repr(bench.config), *(file.read_text(encoding="utf-8") for file in sorted(LIBRARY.glob("*.py")))]
+    version = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
+    folder = HERE.parent / "runs" / f"course-{version}" / name
+    meta_train(bench, replace(bench.config.for_learner(name), resume=True), folder)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return bench.weights.snapshot(), [json.loads(line) for line in lines]
