@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import tyro
 from pydantic import ValidationError
 
 from metalib.config import Config, invalid, make_config, read_config
-from metalib.errors import MetalibError
+from metalib.errors import LostProcess, MetalibError, Stopped
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 
@@ -94,9 +96,16 @@ def carry_out(asked: Train | Evaluate | Tune | Seeds) -> str:
     return f"{tables}\nEverything is in {folder}"
 
 
+def stop(number: int, frame: object) -> None:
+    """SIGTERM where nothing has to be finished first."""
+    raise Stopped("stopped by a signal; what was saved stays — go on with --resume")
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 bad input, 3 a loss that is not finite, 1 anything else."""
+    """Entry point; returns the exit code: 0 done, 2 bad input, 3 a loss that is not finite, 130 or 143 stopped
+    by a signal, 1 anything else."""
     is_main = os.environ.get("RANK", "0") == "0"
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
     log = logging.getLogger("metalib")
     before = log.level, log.propagate
     screen = logging.StreamHandler() if is_main else logging.NullHandler()
@@ -104,13 +113,24 @@ def main(words: Sequence[str] | None = None) -> int:
     log.addHandler(screen)
     log.setLevel(logging.INFO)
     log.propagate = False
+    on_term = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         tables = carry_out(parse(sys.argv[1:] if words is None else words))
     except MetalibError as error:
-        if is_main:
-            print("metalib:", re.sub(r"\s*\n\s*", " ", str(error)), file=sys.stderr)
+        if speaks or isinstance(error, LostProcess):
+            print(
+                "\n" * isinstance(error, LostProcess) + "metalib:",
+                re.sub(r"\s*\n\s*", " ", str(error)),
+                file=sys.stderr,
+            )
         return error.exit_code
-    finally:  # called from a notebook or a test, it leaves logging as it was
+    except KeyboardInterrupt:
+        if speaks:
+            print("metalib: stopped; what was saved stays — go on with --resume", file=sys.stderr)
+        return 130
+    finally:  # called from a notebook or a test, it leaves everything as it was
+        if on_term is not None:
+            signal.signal(signal.SIGTERM, on_term)
         log.removeHandler(screen)
         log.setLevel(before[0])
         log.propagate = before[1]

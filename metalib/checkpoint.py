@@ -4,10 +4,11 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from metalib.errors import BadInput, MetalibError
 
@@ -23,19 +24,35 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     beside = path.with_name(path.name + ".new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise MetalibError(f"{path} cannot be written: {error} — what was there before is still whole") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line and force it to the disk.
+
+    Raises:
+        MetalibError: the disk refuses.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise MetalibError(f"{path} cannot be written: {error} — the last checkpoint is whole") from error
 
 
 def save_checkpoint(folder: Path, meta_step: int, tensors: dict[str, torch.Tensor]) -> None:
     """Save the state after `meta_step` steps; the JSON file comes last and makes it count."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     write_atomically(folder / f"{meta_step:07d}.safetensors", content)
     facts = {"meta_step": meta_step, "sha256": hashlib.sha256(content).hexdigest()}
@@ -45,24 +62,32 @@ def save_checkpoint(folder: Path, meta_step: int, tensors: dict[str, torch.Tenso
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
-    """The newest whole checkpoint as (meta-steps done, tensors); None where none was ever written.
+def read_checkpoint(folder: Path) -> tuple[int, bytes] | None:
+    """The newest whole checkpoint as (meta-steps done, safetensors); None where none was ever finished.
 
     A broken one is passed over with a warning for the one before it.
 
     Raises:
         BadInput: there are checkpoints, but none of them is whole.
     """
-    written = sorted(folder.glob("*.json"), reverse=True)
-    for path in written:
+    files = [path for path in folder.glob("*.*") if path.suffix in (".json", ".safetensors")]
+    written = sorted({path.stem for path in files}, reverse=True)
+    finished = [name for name in written if (folder / f"{name}.json").exists()]
+    for name in written:
         try:
-            facts = json.loads(path.read_bytes())
-            weights = path.with_suffix(".safetensors")
-            if hashlib.sha256(weights.read_bytes()).hexdigest() != facts["sha256"]:
+            facts = json.loads((folder / f"{name}.json").read_bytes())
+            content = (folder / f"{name}.safetensors").read_bytes()
+            if hashlib.sha256(content).hexdigest() != facts["sha256"] or facts["meta_step"] != int(name):
                 raise ValueError("its content is not what was written")
-            return int(facts["meta_step"]), load_file(weights)
+            return int(name), content
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("checkpoint %s is broken (%s): trying the one before it", path.stem, error)
-    if written:
-        raise BadInput(f"no checkpoint in {str(folder)!r} is whole — delete the folder to start from the beginning")
+            log.warning("checkpoint %s is not whole (%s): trying the one before it", name, error)
+    if finished:
+        raise BadInput(f"no checkpoint in {str(folder)!r} is whole — delete the run folder to start from the beginning")
     return None
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
+    """`read_checkpoint` with its tensors opened."""
+    found = read_checkpoint(folder)
+    return None if found is None else (found[0], load(found[1]))

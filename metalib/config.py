@@ -10,6 +10,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from metalib.checkpoint import write_atomically
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop
 from metalib.world import TEST_DOMAINS
@@ -258,4 +259,4 @@ def read_config(path: str | Path) -> Config:
 def write_config(config: Config, path: Path) -> None:
     """Write all settings as YAML that `read_config` reads back."""
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_atomically(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())

@@ -17,3 +17,13 @@ class NotFinite(MetalibError):
     """A loss became NaN or infinite while training."""
 
     exit_code = 3
+
+
+class Stopped(MetalibError):
+    """A signal asked the run to stop; what was done is saved."""
+
+    exit_code = 143  # what shells report for SIGTERM
+
+
+class LostProcess(MetalibError):
+    """Another process of the group is gone, and nothing can be summed up without it."""

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from metalib.learners import Learner
 from metalib.models import TokenizedReviews
+from metalib.processes import together
 from metalib.tasks import Task, TaskSampler
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -63,8 +64,9 @@ def predict_episodes(
     mine = range(rank, len(episodes.tasks), processes)
     bar = tqdm(mine, description, disable=description is None or rank > 0, leave=False)
     done = [(i, learner.predict_along(reviews, episodes.tasks[i], (seed, i), list(marks))) for i in bar]
-    if processes > 1:
-        done = gather_object(done)
+    if accelerator and processes > 1:
+        with together(accelerator, "at the evaluation"):
+            done = gather_object(done)
     return np.stack([predictions for _, predictions in sorted(done, key=lambda pair: pair[0])])
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config, write_config
-from metalib.errors import BadInput
+from metalib.errors import BadInput, MetalibError
 
 log = logging.getLogger("metalib")
 
@@ -38,7 +38,8 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     folder = Path(broadcast_object_list(chosen)[0] if accelerator.num_processes > 1 else chosen[0])
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    begun = [file for file in folder.iterdir() if file.name != "config.yaml.new"] if folder.is_dir() else []
+    if begun:
         if not config.resume:
             raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
         if not (folder / "config.yaml").exists():
@@ -67,10 +68,10 @@ def start_folder(folder: Path, config: Config) -> None:
         BadInput: it cannot be made or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder / "config.yaml")
-    except OSError as error:
-        raise BadInput(f"--out {str(folder)!r} cannot be written: {error.strerror} — name another folder") from error
+    except MetalibError as error:
+        reason = getattr(error.__cause__, "strerror", error)
+        raise BadInput(f"--out {str(folder)!r} cannot be written: {reason} — name another folder") from error
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 
 from metalib import report
@@ -26,6 +25,7 @@ from metalib.evaluation import (
     summarise,
 )
 from metalib.folders import choose_folder, learner_folder, log_to, start_folder, write_json
+from metalib.processes import anywhere, check_restarts, describe, make_accelerator, restarts, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.training import Workbench, meta_train, prepare
@@ -33,12 +33,6 @@ from metalib.world import World
 
 log = logging.getLogger("metalib")
 CURVE_SHOTS = (1, 2, 5, 10, 20)
-
-
-def make_accelerator(trackers: Iterable[str] = (), folder: Path | None = None) -> Accelerator:
-    """An Accelerator on the GPUs where there are any, else on the CPU (several processes then talk through gloo)."""
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return Accelerator(cpu=not has_gpu, log_with=list(trackers) or None, project_dir=folder)
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -78,12 +72,16 @@ def load_splits(config: Config) -> Splits:
 def train(config: Config) -> Path:
     """Meta-train, test and report; returns the run folder.
 
+    A group that torch's elastic launcher has started again after a failure resumes by itself.
+
     Raises:
         BadInput: before anything is trained or written.
-        NotFinite: while training; what was saved up to then stays.
+        NotFinite, Stopped, LostProcess: while training; what was saved up to then stays.
     """
     check_trackers(config.trackers)
+    check_restarts(config.out)
     accelerator = make_accelerator()
+    config = replace(config, resume=config.resume or anywhere(accelerator, restarts()))
     folder = choose_folder(config, accelerator)
     with accelerator.main_process_first():
         splits = load_splits(config)
@@ -95,8 +93,9 @@ def train(config: Config) -> Path:
         accelerator.init_trackers("metalib", flat_settings(config))
     accelerator.wait_for_everyone()
     with log_to(folder, accelerator):
-        log.info("%d process(es) on %s; train on %s; test on %s", accelerator.num_processes, accelerator.device.type,
-                 ", ".join(splits.train_domains), ", ".join(splits.test_domains))  # fmt: skip
+        log.info(describe(accelerator, config.meta_batch))
+        warn_of_launch(accelerator, config.meta_batch)
+        log.info("train on %s; test on %s", ", ".join(splits.train_domains), ", ".join(splits.test_domains))
         thetas = train_learners(bench, folder)
         test(bench, thetas, folder)
         if accelerator.is_main_process:

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
+from safetensors.torch import load
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from metalib.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from metalib.checkpoint import append_line, read_checkpoint, save_checkpoint, write_atomically
 from metalib.config import Config
-from metalib.errors import NotFinite
+from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, predict_episodes, score, score_interval
 from metalib.learners import LEARNERS, Learner
 from metalib.models import TokenizedReviews, load_model
+from metalib.processes import anywhere, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.weights import Weights
@@ -60,6 +63,8 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         reviews = {k: TokenizedReviews(part, tokenizer, config.max_length, device) for k, part in parts.items()}
     model.to(device)
+    if accelerator.mixed_precision != "no":  # Accelerate's autocast around forward(); without DistributedDataParallel
+        model = accelerator.prepare_model(model, evaluation_mode=True)
     weights = Weights(model)
     return Workbench(config, accelerator, splits, model, tokenizer, weights, weights.snapshot(), reviews)
 
@@ -105,6 +110,9 @@ def sum_directions(
 
     Process r of N takes tasks r, r + N, … of the meta-batch. Directions and losses (meta_batch, 2) are summed over the
     processes in one reduction, in float64, so that the number of processes does not show in the result.
+
+    Raises:
+        LostProcess: another process did not live to take part in the sum.
     """
     precise = torch.float32 if accelerator.device.type == "mps" else torch.float64
     size = len(learner.weights)
@@ -116,7 +124,7 @@ def sum_directions(
         total[:size] += direction
         losses[place, 0] = met[0]
         losses[place, 1] = met[-1] + 0 * met.sum()  # 0, or not finite where any loss on the way was not
-    if accelerator.num_processes > 1:
+    with together(accelerator, f"at meta-step {step + 1}"):
         total = accelerator.reduce(total, "sum")
     return total[:size] / meta_batch, total[size:].view(meta_batch, 2).cpu().numpy()
 
@@ -139,15 +147,19 @@ def meta_train(
     Writes `metrics.jsonl` (one line a meta-step, free of clock times) and `checkpoint/` into `folder`. `on_metrics`
     gets each line as a dict, on every process.
 
+    At SIGTERM or SIGINT to any of the processes, all of them finish the meta-step, save it and stop.
+
     Raises:
         NotFinite: a loss is not finite; says at which meta-step and task.
+        Stopped: a signal came; the meta-step is saved.
+        LostProcess: another process of the group is gone.
     """
     accelerator, learner = bench.accelerator, bench.learner(config)
     sampler = TaskSampler(bench.splits.train, config.train_shots, 0, config.seed)
     texts = bench.splits.train["text"][:]
     bench.weights.restore(bench.theta_0)
     outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)
-    done, lines = resume_from(folder, outer_step) if config.resume else (0, [])
+    done, lines = resume_from(folder, outer_step, accelerator) if config.resume else (0, [])
     episodes = validation_episodes(bench)
     points = {0, *(round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1))}
     is_main = accelerator.is_main_process
@@ -156,17 +168,16 @@ def meta_train(
         if episodes and line["meta_step"] in points:
             line["validation"] = validate(bench, learner, episodes, line["meta_step"])
         if is_main:
-            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(folder / "metrics.jsonl", json.dumps(line))
         if on_metrics:
             on_metrics(line)
 
     if is_main:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines).encode())
     if not lines:
         record({"meta_step": 0, "review_passes": 0})
-    with tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not is_main) as bar:
+    bar = tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not is_main)
+    with bar, stop_signals() as came:
         for step in range(done, config.meta_steps):
             direction, losses = sum_directions(
                 learner, bench.reviews["train"], sampler, config.meta_batch, step, accelerator
@@ -187,8 +198,12 @@ def meta_train(
                 "tasks": hash_tasks(tasks, texts),
             }
             record(line)
-            if is_main and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.meta_steps):
+            stop = anywhere(accelerator, came)
+            if is_main and (stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.meta_steps):
                 save_checkpoint(folder / "checkpoint", step + 1, outer_step.state())
+            if stop:
+                raise Stopped(f"stopped by a signal: {learner.name} is saved after meta-step {step + 1} — "
+                              "go on with --resume")  # fmt: skip
             bar.update()
             bar.set_postfix(loss=f"{line['last_loss']:.3f}", refresh=False)
     if is_main and config.meta_steps == 0:
@@ -203,17 +218,53 @@ def annealed(config: Config, kind: str, step: int) -> float:
     return first + (last - first) * step / max(config.meta_steps - 1, 1)
 
 
-def resume_from(folder: Path, outer_step: OuterStep) -> tuple[int, list[str]]:
-    """Load the folder's newest checkpoint: meta-steps done, and the lines of `metrics.jsonl` up to there."""
-    found = load_checkpoint(folder / "checkpoint")
-    if found is None:
+def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -> tuple[int, list[str]]:
+    """Load the folder's newest checkpoint: meta-steps done, and the lines of `metrics.jsonl` up to there.
+
+    The main process reads it and sends it to the others, so that machines need not share a disk.
+
+    Raises:
+        BadInput: no checkpoint is whole, or `metrics.jsonl` does not belong to it.
+    """
+    found, lines, wrong = None, [], None
+    if accelerator.is_main_process:
+        try:
+            found = read_checkpoint(folder / "checkpoint")
+            lines = read_lines(folder / "metrics.jsonl", None if found is None else found[0])
+        except MetalibError as error:
+            wrong = error
+    done, content = found or (0, b"")
+    header = torch.tensor([bool(wrong), done, len(content)], device=accelerator.device)
+    failed, done, size = broadcast(header).tolist()
+    if failed:
+        raise wrong or BadInput(f"the main process cannot resume {str(folder)!r}")
+    if size == 0:
         log.info("%s holds no checkpoint yet: starting from the beginning", folder)
         return 0, []
-    done, tensors = found
-    outer_step.load(tensors)
-    written = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    buffer = torch.frombuffer(bytearray(content or size), dtype=torch.uint8).to(accelerator.device)
+    outer_step.load(load(broadcast(buffer).cpu().numpy().tobytes()))
     log.info("%s goes on after meta-step %d", folder, done)
-    return done, written[: done + 1]
+    return done, lines
+
+
+def read_lines(path: Path, done: int | None) -> list[str]:
+    """The lines of `metrics.jsonl` of meta-steps 0 … done, checked to be these; none where done is None."""
+    written = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if done is None:
+        if len(written) > 1:
+            log.warning("%s has %d lines, but there is no checkpoint to go with it", path, len(written))
+        return []
+    for step in range(done + 1):
+        try:
+            whole = json.loads(written[step])["meta_step"] == step
+        except (IndexError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise BadInput(
+                f"line {step + 1} of {str(path)!r} is missing or broken, but the checkpoint is of meta-step {done} — "
+                "restore the file, or delete the run folder to start from the beginning"
+            )
+    return written[: done + 1]
 
 
 def validation_episodes(bench: Workbench) -> Episodes | None:

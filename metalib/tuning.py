@@ -12,8 +12,9 @@ from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
 from metalib.folders import choose_folder, log_to, refuse_other_settings, start_folder
+from metalib.processes import make_accelerator
 from metalib.report import percent, table
-from metalib.runs import load_splits, make_accelerator
+from metalib.runs import load_splits
 from metalib.tasks import TaskSampler
 from metalib.training import Workbench, meta_train, prepare
 

@@ -16,7 +16,8 @@ from IPython.display import Markdown, display
 
 import metalib
 from metalib.config import read_config
-from metalib.runs import load_splits, make_accelerator
+from metalib.processes import make_accelerator
+from metalib.runs import load_splits
 from metalib.training import Workbench, meta_train, prepare
 
 # The same colours in every notebook, and none of those that `metalib.plots` gives to a method (same palette).
@@ -55,7 +56,7 @@ def attempt(check: Callable[[Any], None], answer: Any) -> None:
 
 
 def course_bench() -> Workbench:
-    """The workbench of the notebooks: the generated world and the tiny model, with the settings of configs/course.yaml."""
+    """The workbench of the notebooks: the generated world and the tiny model, set up as configs/course.yaml says."""
     config = read_config(HERE.parent / "configs" / "course.yaml")
     return prepare(config, load_splits(config), make_accelerator())
 

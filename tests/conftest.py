@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from metalib.config import Config
+from metalib.processes import make_accelerator
 from metalib.reviews import Splits, split_domains
-from metalib.runs import make_accelerator
 from metalib.training import Workbench, prepare
 from metalib.world import World
 

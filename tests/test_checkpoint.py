@@ -68,14 +68,14 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before_it_with_a_warning(tmp_p
     BREAKS[harm](tmp_path)
     done, found = load_checkpoint(tmp_path)
     assert done == 3 and torch.equal(found["theta"], tensors(3)["theta"])
-    assert "checkpoint 0000006 is broken" in caplog.text
+    assert "checkpoint 0000006 is not whole" in caplog.text
 
 
 def test_where_all_are_broken_nothing_is_guessed(tmp_path):
     for step in (3, 6):
         save_checkpoint(tmp_path, step, tensors(step))
         cut(tmp_path / f"{step:07d}.safetensors")
-    with pytest.raises(BadInput, match="whole — delete the folder") as error:
+    with pytest.raises(BadInput, match="whole — delete the run folder") as error:
         load_checkpoint(tmp_path)
     assert str(tmp_path) in str(error.value)
 

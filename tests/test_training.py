@@ -210,7 +210,7 @@ def test_joint_training_gets_as_many_review_passes(config, inner_steps, train_sh
 
 
 def test_frozen_parameters_stay_as_they_are_in_training(config, splits, tmp_path):
-    from metalib.runs import make_accelerator
+    from metalib.processes import make_accelerator
     from metalib.training import prepare
 
     bench = prepare(replace(config, frozen_layers=1), splits, make_accelerator())
