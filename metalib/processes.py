@@ -86,8 +86,8 @@ def check_restarts(out: str | None) -> None:
     if out is None:
         raise BadInput("a launch with --max_restarts needs --out, so that a group started again finds its run folder")
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        raise BadInput("--max_restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the launchers' "
-                       "environment: else a group started again waits for ever (PyTorch issue 135712)")  # fmt: skip
+        raise BadInput("--max_restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the "
+                       "environment of the launchers: else a group started again waits for ever")  # fmt: skip
 
 
 @contextmanager
