@@ -1,5 +1,6 @@
 """Every setting of a run, in one place: the YAML file's keys and the command line's flags."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
@@ -20,6 +21,8 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+SHORT = reprlib.Repr()  # for values in messages
+SHORT.maxlevel, SHORT.maxstring = 2, 200
 LearnerName = Literal["reptile", "joint", "finetuned"]
 
 
@@ -234,7 +237,7 @@ def invalid(error: ValidationError, source: str) -> BadInput:
     """The first of pydantic's findings as this project's error: the setting, its value, what it must be."""
     wrong = error.errors()[0]
     name = ".".join(str(part) for part in wrong["loc"])
-    return BadInput(f"{source}: {name} is {wrong['input']!r} — {wrong['msg'].lower()}")
+    return BadInput(f"{source}: {name} is {SHORT.repr(wrong['input'])} — {wrong['msg'].lower()}")
 
 
 def read_config(path: str | Path) -> Config:
@@ -247,7 +250,7 @@ def read_config(path: str | Path) -> Config:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"config file {str(path)!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # its constructors raise Python's own, too
         raise BadInput(f"config file {str(path)!r} is not YAML: {error}") from error
     if settings is None:
         settings = {}

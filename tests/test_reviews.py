@@ -328,6 +328,7 @@ def test_any_json_gives_reviews_or_bad_input(records: list[Any], tmp_path_factor
         ("text", " \n", "an empty text: 2, 4 — remove them or fill them"),
         ("domain", "", "an empty domain: 2, 4 — remove them or fill them"),
         ("text", "a\ud83d", "half a surrogate pair in 'text': 2, 4 — remove that character"),
+        ("domain", "a\x1b[2Jb", "a control character in 'domain': 2, 4 — remove that character"),
         ("label", "neutral", "the unknown label 'neutral': 2, 4 — use positive or negative, 1 or 0"),
         ("label", "", "the unknown label '': 2, 4 — use positive"),
         ("label", -1, "the unknown label -1: 2, 4 — use positive"),
@@ -599,7 +600,7 @@ def test_shared_texts_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) 
         ({"test_domains": "auto"}, ["unknown test domain 'auto'"]),
         (
             {"train_domains": ["automotive"]},
-            ["'automotive' is both a test and a training domain", "take it out"],
+            ["'automotive' is both a test and a training domain", "take one out"],
         ),
         ({"validation_domains": ["automotive"]}, ["both a test and a validation domain"]),
         (
