@@ -1,4 +1,4 @@
-"""The command line: `metalib train`, `metalib evaluate`, `metalib tune`, `metalib seeds`."""
+"""The command line: `metalib train`, `metalib evaluate`, `metalib tune`, `metalib seeds`, `metalib cost`."""
 
 import logging
 import os
@@ -18,6 +18,7 @@ from metalib.config import Config, invalid, make_config, read_config
 from metalib.errors import LostProcess, MetalibError, Stopped
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]
+DEFAULTS = vars(Config())
 
 
 @dataclass
@@ -56,7 +57,32 @@ class Seeds:
     """The run folders."""
 
 
-def parse(words: Sequence[str]) -> Train | Evaluate | Tune | Seeds:
+@dataclass
+class Cost:
+    """What a meta-step costs on several GPUs: operations, what is sent, and how many GPUs stay busy."""
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ("albert-base", "bert-base", "bert-large")
+    """Sizes known by name (albert-base, albert-xxlarge, bert-base, bert-large), or folders of checkpoints."""
+    meta_batch: int = 64
+    """Tasks per meta-step."""
+    inner_steps: int = 10
+    """Steps of the inner loop."""
+    inner_batch: int = 10
+    """Reviews per inner step."""
+    max_length: int = 128
+    """Tokens of a review."""
+    frozen_layers: int = 0
+    """So many of the lowest layers, and the embeddings, stay as they are."""
+    tflops: float = 50.0
+    """What one GPU does in a second, in 10¹² floating-point operations."""
+    task_seconds: float | None = None
+    """Seconds of one task, where they were measured (a run's log has them)."""
+
+
+Asked = Train | Evaluate | Tune | Seeds | Cost
+
+
+def parse(words: Sequence[str]) -> Asked:
     """What the words ask for: flags go before the YAML file's settings, and these before the defaults.
 
     A run that is resumed without a YAML file takes the settings that stand in its folder.
@@ -66,8 +92,8 @@ def parse(words: Sequence[str]) -> Train | Evaluate | Tune | Seeds:
         SystemExit: unknown flags or values that are no numbers (2), `--help` (0).
     """
     try:
-        asked = tyro.cli(Train | Evaluate | Tune | Seeds, prog="metalib", args=words)
-        if isinstance(asked, Evaluate | Seeds):
+        asked = tyro.cli(Asked, prog="metalib", args=words)
+        if isinstance(asked, Evaluate | Seeds | Cost):
             return asked
         file, folder = asked.file, Path(asked.settings.out or ".")
         if file is None and asked.settings.resume and (folder / "config.yaml").exists():
@@ -81,10 +107,14 @@ def parse(words: Sequence[str]) -> Train | Evaluate | Tune | Seeds:
     return asked
 
 
-def carry_out(asked: Train | Evaluate | Tune | Seeds) -> str:
+def carry_out(asked: Asked) -> str:
     """Do it; returns the tables to show."""
-    from metalib import report, runs, tuning  # here: `--help` and bad settings need not wait for torch
+    from metalib import costs, report, runs, tuning  # here: `--help` and bad settings need not wait for torch
 
+    if isinstance(asked, Cost):
+        settings = {name: value for name, value in vars(asked).items() if name in DEFAULTS}
+        config = make_config(settings, "command line")
+        return costs.costs_table(config, asked.models, asked.tflops, asked.task_seconds)
     if isinstance(asked, Seeds):
         return report.over_seeds(asked.folders)
     if isinstance(asked, Tune):
