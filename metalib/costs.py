@@ -43,7 +43,7 @@ class Cost:
         return 2 * (gpus - 1) / gpus * self.sent * 8 / (gbits * 1e9)
 
     def busy(self, gpus: int, meta_batch: int, task_seconds: float, gbits: float) -> float:
-        """Share of the time in which a GPU computes: idle is who waits for the largest share of tasks, or for the sum."""
+        """Share of the time in which a GPU computes; it waits for who has the most tasks, and for the sum."""
         computing = ceil(meta_batch / gpus) * task_seconds
         return meta_batch / gpus * task_seconds / (computing + self.sending_seconds(gpus, gbits))
 
@@ -97,6 +97,6 @@ def costs_table(config: Config, models: Sequence[str], tflops: float, task_secon
             *(f"GPUs 90% busy at {gbits} Gbit/s" for gbits in GBITS)]  # fmt: skip
     how = f"at {tflops:g} TFLOP/s" if task_seconds is None else "as measured"
     return (
-        f"A meta-batch of {config.meta_batch} tasks, {config.inner_steps} inner steps of {config.inner_batch} reviews of "
-        f"{config.max_length} tokens, {how}; each GPU in a machine of its own.\n\n" + table(head, rows)
+        f"A meta-batch of {config.meta_batch} tasks, {config.inner_steps} inner steps of {config.inner_batch} reviews "
+        f"of {config.max_length} tokens, {how}; each GPU in a machine of its own.\n\n" + table(head, rows)
     )

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -159,10 +160,10 @@ def meta_train(
     texts = bench.splits.train["text"][:]
     bench.weights.restore(bench.theta_0)
     outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)
-    done, lines = resume_from(folder, outer_step, accelerator) if config.resume else (0, [])
+    done, lines = resume_from(folder, outer_step, accelerator) if config.resume else (-1, [])
     episodes = validation_episodes(bench)
     points = {0, *(round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1))}
-    is_main = accelerator.is_main_process
+    is_main, started = accelerator.is_main_process, perf_counter()
 
     def record(line: dict[str, Any]) -> None:
         if episodes and line["meta_step"] in points:
@@ -174,8 +175,9 @@ def meta_train(
 
     if is_main:
         write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines).encode())
-    if not lines:
+    if done < 0:
         record({"meta_step": 0, "review_passes": 0})
+        done = 0
     bar = tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not is_main)
     with bar, stop_signals() as came:
         for step in range(done, config.meta_steps):
@@ -208,6 +210,10 @@ def meta_train(
             bar.set_postfix(loss=f"{line['last_loss']:.3f}", refresh=False)
     if is_main and config.meta_steps == 0:
         save_checkpoint(folder / "checkpoint", 0, outer_step.state())
+    if steps := config.meta_steps - done:
+        seconds = perf_counter() - started
+        log.info("%s: %d meta-steps in %.1f s, %.3f s each, validation included",
+                 learner.name, steps, seconds, seconds / steps)  # fmt: skip
     accelerator.wait_for_everyone()
 
 
@@ -219,9 +225,10 @@ def annealed(config: Config, kind: str, step: int) -> float:
 
 
 def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -> tuple[int, list[str]]:
-    """Load the folder's newest checkpoint: meta-steps done, and the lines of `metrics.jsonl` up to there.
+    """Load the folder's newest checkpoint: meta-steps done, and (main process only) the lines of `metrics.jsonl`.
 
-    The main process reads it and sends it to the others, so that machines need not share a disk.
+    The main process reads it and sends it to the others, so that machines need not share a disk. Where there is no
+    checkpoint yet, −1 meta-steps are done: not even the first line, of the untrained model, is written.
 
     Raises:
         BadInput: no checkpoint is whole, or `metrics.jsonl` does not belong to it.
@@ -240,7 +247,7 @@ def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -
         raise wrong or BadInput(f"the main process cannot resume {str(folder)!r}")
     if size == 0:
         log.info("%s holds no checkpoint yet: starting from the beginning", folder)
-        return 0, []
+        return -1, []
     buffer = torch.frombuffer(bytearray(content or size), dtype=torch.uint8).to(accelerator.device)
     outer_step.load(load(broadcast(buffer).cpu().numpy().tobytes()))
     log.info("%s goes on after meta-step %d", folder, done)

@@ -65,10 +65,10 @@ def run(place: Path, command: Sequence[str], *words: str, code: int = 0, **envir
 
 def kill(process: subprocess.Popen) -> None:
     """Kill -9 a command with all that it has started."""
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for each in family:
-        with suppress(psutil.NoSuchProcess):
-            each.send_signal(signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):  # it has come to its end by itself
+        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGKILL)
     process.wait(LIMIT)
 
 

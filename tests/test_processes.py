@@ -84,18 +84,19 @@ def test_two_machines(place):
         (there / name).write_bytes((here / name).read_bytes())
     flags = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1",
              "--main_process_port", port, "-m", "metalib", "train", "run.yaml", "--out", "machines"]  # fmt: skip
-    for steps in ("10", "20"):  # stopped half way: only the first machine has a checkpoint
-        words = ["--meta-batch", "5", "--resume"]
+    for codes in ([1, 1], [0, 0]):  # stopped half way, then to the end: only the first machine has a checkpoint
         launchers = [
-            groups.start(folder, [ACCELERATE[0], "launch", "--machine_rank", rank, *flags], *words)
+            groups.start(folder, [*ACCELERATE, "--machine_rank", rank, *flags], "--meta-batch", "5", "--resume")
             for rank, folder in (("0", here), ("1", there))
         ]
-        if steps == "10":
-            main = launchers[0]
-            assert groups.wait_until(lambda: groups.steps_done(here / "machines") >= 9, main)
-            psutil.Process(main.pid).children(recursive=True)[-1].send_signal(signal.SIGTERM)
-        codes = [launcher.wait(groups.LIMIT) for launcher in launchers]
-        assert codes == ([1, 1] if steps == "10" else [0, 0]), groups.words_of(here)[-2000:]
+        try:
+            if codes == [1, 1]:
+                assert groups.wait_until(lambda: groups.steps_done(here / "machines") >= 9, launchers[0])
+                psutil.Process(launchers[0].pid).children(recursive=True)[-1].send_signal(signal.SIGTERM)
+            assert [each.wait(groups.LIMIT) for each in launchers] == codes, groups.words_of(here)[-2000:]
+        finally:
+            for each in launchers:
+                groups.kill(each)
     assert "machines goes on after meta-step" in groups.words_of(here)
     assert not (there / "machines").exists()  # only the main process writes
     groups.assert_same_run(here / "machines", here / "one")
@@ -109,7 +110,7 @@ def test_bf16_by_accelerates_setting(place):
     assert "1 process on cpu in bf16" in said
     a, b = groups.theta(place / "bf16"), groups.theta(place / "one")
     assert a.dtype == b.dtype == processes.torch.float32
-    assert 0 < float((a - b).norm() / b.norm()) < 0.05
+    assert 0 < float((a - b).norm() / b.norm()) < 0.2
     assert groups.tasks(place / "bf16") == groups.tasks(place / "one")
 
 
@@ -253,6 +254,6 @@ def test_a_start_from_zero_is_not_silent(tmp_path, bench, caplog, monkeypatch):
     caplog.set_level("INFO")
     (tmp_path / "metrics.jsonl").write_text("\n".join(LINES))
     step = training.OuterStep(bench.weights, "sgd")
-    assert resume_from(tmp_path, step, bench.accelerator) == (0, [])
+    assert resume_from(tmp_path, step, bench.accelerator) == (-1, [])
     assert "has 3 lines, but there is no checkpoint" in caplog.text
     assert "starting from the beginning" in caplog.text
