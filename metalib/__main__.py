@@ -15,7 +15,7 @@ import tyro
 from pydantic import ValidationError
 
 from metalib.config import Config, invalid, make_config, read_config
-from metalib.errors import LostProcess, MetalibError, Stopped
+from metalib.errors import BadInput, LostProcess, MetalibError, Stopped
 
 Settings = Annotated[Config, tyro.conf.arg(name="")]
 DEFAULTS = vars(Config())
@@ -114,6 +114,9 @@ def carry_out(asked: Asked) -> str:
     if isinstance(asked, Cost):
         settings = {name: value for name, value in vars(asked).items() if name in DEFAULTS}
         config = make_config(settings, "command line")
+        for name, value in (("tflops", asked.tflops), ("task_seconds", asked.task_seconds)):
+            if value is not None and not 0 < value < float("inf"):
+                raise BadInput(f"command line: {name} is {value} — give a number above 0")
         return costs.costs_table(config, asked.models, asked.tflops, asked.task_seconds)
     if isinstance(asked, Seeds):
         return report.over_seeds(asked.folders)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from scipy import stats
 from sklearn.metrics import f1_score, recall_score
 from tqdm.auto import tqdm
@@ -63,11 +63,14 @@ def predict_episodes(
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     mine = range(rank, len(episodes.tasks), processes)
     bar = tqdm(mine, description, disable=description is None or rank > 0, leave=False)
-    done = [(i, learner.predict_along(reviews, episodes.tasks[i], (seed, i), list(marks))) for i in bar]
-    if accelerator and processes > 1:
+    predictions = torch.zeros(len(episodes.tasks), len(marks), episodes.labels.shape[1], dtype=torch.int64)
+    for i in bar:
+        along = learner.predict_along(reviews, episodes.tasks[i], (seed, i), list(marks))
+        predictions[i] = torch.from_numpy(along)
+    if accelerator:  # an episode is zeros on all processes but one
         with together(accelerator, "at the evaluation"):
-            done = gather_object(done)
-    return np.stack([predictions for _, predictions in sorted(done, key=lambda pair: pair[0])])
+            predictions = accelerator.reduce(predictions.to(accelerator.device), "sum").cpu()
+    return predictions.numpy()
 
 
 def score(predictions: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config, write_config
 from metalib.errors import BadInput, MetalibError
+from metalib.processes import from_main
 
 log = logging.getLogger("metalib")
 
@@ -34,8 +34,7 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     Raises:
         BadInput: it is there already and `resume` is not set, or it holds a run with other settings.
     """
-    chosen = [config.out or str(next_free_folder(config, prefix))]
-    folder = Path(broadcast_object_list(chosen)[0] if accelerator.num_processes > 1 else chosen[0])
+    folder = Path(from_main(accelerator, (config.out or str(next_free_folder(config, prefix))).encode()).decode())
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
     begun = [file for file in folder.iterdir() if file.name != "config.yaml.new"] if folder.is_dir() else []
@@ -81,6 +80,7 @@ def log_to(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
         return
     handler = logging.FileHandler(folder / "running_logs.log", encoding="utf-8")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not flood the screen
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -93,6 +93,21 @@ def log_to(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 def learner_folder(folder: Path, config: Config, name: str) -> Path:
     """Where a learner of the run keeps its metrics and checkpoint."""
     return folder if name == config.learner else folder / "baselines" / name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        BadInput: it is not there, or not what it was.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{str(path)!r} cannot be read: {error} — `metalib evaluate` makes it again") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{str(path)!r} holds no JSON object — `metalib evaluate` makes it again")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, config
+from pyarrow import ArrowInvalid
 from tokenizers import BertWordPieceTokenizer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -114,8 +115,10 @@ def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTraine
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a new classifier head is what is wanted: no warning about it
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, **heads)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **heads
+        )  # weights that are pickles, and code that comes with a model, are refused
     except Exception as error:  # the hub, the disk and the file formats all raise their own
         what = (
             "the folder cannot be opened as a model"
@@ -175,15 +178,16 @@ class TokenizedReviews:
             repr((tokenizer, tokenizer.get_vocab(), max_length, reviews["text"][:])).encode()
         ).hexdigest()
         cache = Path(config.HF_DATASETS_CACHE) / "metalib" / f"{key}.arrow"  # the next run, or process, finds it there
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        encoded = reviews.map(
-            encode,
-            batched=True,
-            remove_columns=reviews.column_names,
-            cache_file_name=str(cache),
-            new_fingerprint=key,
-            desc="Tokenising",
-        )
+        how: dict = {"batched": True, "remove_columns": reviews.column_names, "desc": "Tokenising",
+                     "cache_file_name": str(cache), "new_fingerprint": key}  # fmt: skip
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                encoded = reviews.map(encode, **how)
+            except ArrowInvalid:  # what stands there was cut short
+                encoded = reviews.map(encode, load_from_cache_file=False, **how)
+        except OSError as error:
+            raise BadInput(f"{cache.parent} cannot be written: {error} — set HF_HOME to a folder with room") from error
         self.labels = np.asarray(reviews["label"][:], dtype=np.int64)
         column = encoded.data.column("input_ids").combine_chunks() if len(reviews) else None
         self.lengths = np.diff(column.offsets) if column is not None else np.zeros(0, dtype=np.int64)

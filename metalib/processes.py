@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 
 from metalib.errors import BadInput, LostProcess
 
@@ -124,6 +125,17 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
     if came:
         signal.raise_signal(came[-1])
+
+
+def from_main(accelerator: Accelerator, content: bytes) -> bytes:
+    """What the main process holds, sent to all processes as plain bytes."""
+    with together(accelerator, "before the first meta-step"):
+        size = int(broadcast(torch.tensor(len(content), device=accelerator.device)))
+        if size == 0 or accelerator.num_processes == 1:
+            return content if accelerator.is_main_process else b""
+        buffer = content if accelerator.is_main_process else bytes(size)
+        sent = torch.frombuffer(bytearray(buffer), dtype=torch.uint8).to(accelerator.device)
+        return bytes(broadcast(sent).cpu().numpy())
 
 
 def anywhere(accelerator: Accelerator, here: object) -> bool:

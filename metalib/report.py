@@ -13,6 +13,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS
+from metalib.folders import read_json
 
 Clean = Callable[[object], str]
 Evaluation = dict[str, Any]  # the content of evaluation.json
@@ -78,7 +79,7 @@ def domains_table(evaluation: Evaluation, metric: str = "balanced_accuracy", cle
 
 def summary(folder: Path) -> str:
     """The tables of a finished run, for a terminal."""
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation = read_json(folder / "evaluation.json")
     episodes = evaluation["episodes"]
     words = "{count} test episodes, {shots} shots and {queries} queries per class; percent, with 95% intervals\n\n"
     tables = (scores_table(evaluation, str), paired_table(evaluation, clean=str), domains_table(evaluation, clean=str))
@@ -96,7 +97,7 @@ def over_seeds(folders: Sequence[Path]) -> str:
     for folder in folders:
         if not (folder / "evaluation.json").exists():
             raise BadInput(f"{str(folder)!r} holds no evaluation.json — name folders of finished runs")
-    runs = [json.loads((folder / "evaluation.json").read_text(encoding="utf-8")) for folder in folders]
+    runs = [read_json(folder / "evaluation.json") for folder in folders]
     seeds = [read_config(folder / "config.yaml").seed for folder in folders]
     if len({run["episodes"]["sha256"] for run in runs}) > 1:
         raise BadInput("the runs were tested on different episodes and cannot be put into one table")
@@ -131,18 +132,21 @@ def read_metrics(folder: Path, config: Config) -> dict[str, list[dict[str, Any]]
     """The lines of `metrics.jsonl` of the run's learner and of its baselines."""
     files = {name: folder / "baselines" / name / "metrics.jsonl" for name in config.baselines}
     files[config.learner] = folder / "metrics.jsonl"
-    return {
-        name: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for name, file in files.items()
-        if file.exists()
-    }
+    metrics = {}
+    for name, file in files.items():
+        try:
+            if file.exists():
+                metrics[name] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise BadInput(f"{str(file)!r} is broken: {error} — `metalib train --resume` says from where") from error
+    return metrics
 
 
 def write_report(folder: Path) -> None:
     """Draw the figures that the folder's files allow, and write `report.md`."""
     config = read_config(folder / "config.yaml")
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    curves = json.loads((folder / "curves.json").read_text(encoding="utf-8"))
+    evaluation = read_json(folder / "evaluation.json")
+    curves = read_json(folder / "curves.json")
     queries = evaluation["episodes"]["queries"]
     figures = {
         "learning_curve": plots.learning_curve(read_metrics(folder, config)),
@@ -178,7 +182,7 @@ def write_model(folder: Path, model: Any, tokenizer: Any, config: Config) -> Non
 
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation = read_json(folder / "evaluation.json")
     data = ModelCardData(language="en", library_name="transformers", pipeline_tag="text-classification",
                          tags=["meta-learning", config.learner])  # fmt: skip
     settings = table(["setting", "value"], [[k, v] for k, v in asdict(config).items() if k not in ("out", "resume")])

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 
 from metalib import report
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config
-from metalib.errors import BadInput
+from metalib.errors import BadInput, MetalibError
 from metalib.evaluation import (
     Episodes,
     compare,
@@ -24,7 +26,7 @@ from metalib.evaluation import (
     predict_episodes,
     summarise,
 )
-from metalib.folders import choose_folder, learner_folder, log_to, start_folder, write_json
+from metalib.folders import choose_folder, learner_folder, log_to, read_json, start_folder, write_json
 from metalib.processes import anywhere, check_restarts, describe, make_accelerator, restarts, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
 from metalib.tasks import TaskSampler, hash_tasks
@@ -100,8 +102,13 @@ def train(config: Config) -> Path:
         test(bench, thetas, folder)
         if accelerator.is_main_process:
             bench.weights.restore(thetas[config.learner])
-            report.write_model(folder, bench.model, bench.tokenizer, config)
-            report.write_report(folder)
+            try:
+                report.write_model(folder, bench.model, bench.tokenizer, config)
+                report.write_report(folder)
+            except (OSError, SafetensorError) as error:
+                raise MetalibError(
+                    f"{folder}: the report cannot be written: {error} — all numbers are saved; go on with --resume"
+                ) from error
     accelerator.wait_for_everyone()
     accelerator.end_training()  # closes the trackers and leaves the group of processes
     return folder
@@ -206,7 +213,9 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
     }
     write_json(folder / "evaluation.json", evaluation)
     drawn = folder / "curves.json"  # a shot curve from `metalib evaluate` stays
-    before = json.loads(drawn.read_text(encoding="utf-8")) if drawn.exists() else {}
+    before = {}
+    with suppress(BadInput):  # not there, or broken: drawn anew
+        before = read_json(drawn)
     write_json(drawn, {**before, "adaptation": curves})
 
 
@@ -247,8 +256,7 @@ def evaluate(folder: str | Path) -> Path:
         test(bench, thetas, folder)
         shots = shot_curve(bench, thetas)
         if accelerator.is_main_process:
-            curves = json.loads((folder / "curves.json").read_text(encoding="utf-8"))
-            write_json(folder / "curves.json", {**curves, "shots": shots})
+            write_json(folder / "curves.json", {**read_json(folder / "curves.json"), "shots": shots})
             report.write_report(folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from safetensors.torch import load
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +21,7 @@ from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, predict_episodes, score, score_interval
 from metalib.learners import LEARNERS, Learner
 from metalib.models import TokenizedReviews, load_model
-from metalib.processes import anywhere, stop_signals, together
+from metalib.processes import anywhere, from_main, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.weights import Weights
@@ -233,25 +232,27 @@ def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -
     Raises:
         BadInput: no checkpoint is whole, or `metrics.jsonl` does not belong to it.
     """
-    found, lines, wrong = None, [], None
+    lines: list[str] = []
+    facts: dict[str, Any] = {"done": -1, "wrong": ""}
+    content = b""
     if accelerator.is_main_process:
         try:
             found = read_checkpoint(folder / "checkpoint")
             lines = read_lines(folder / "metrics.jsonl", None if found is None else found[0])
+            if found is not None:
+                facts["done"], content = found
         except MetalibError as error:
-            wrong = error
-    done, content = found or (0, b"")
-    header = torch.tensor([bool(wrong), done, len(content)], device=accelerator.device)
-    failed, done, size = broadcast(header).tolist()
-    if failed:
-        raise wrong or BadInput(f"the main process cannot resume {str(folder)!r}")
-    if size == 0:
+            facts["wrong"] = str(error)
+    facts = json.loads(from_main(accelerator, json.dumps(facts).encode()))
+    if facts["wrong"]:
+        raise BadInput(facts["wrong"])
+    content = from_main(accelerator, content)
+    if content:
+        outer_step.load(load(content))
+        log.info("%s goes on after meta-step %d", folder, facts["done"])
+    else:
         log.info("%s holds no checkpoint yet: starting from the beginning", folder)
-        return -1, []
-    buffer = torch.frombuffer(bytearray(content or size), dtype=torch.uint8).to(accelerator.device)
-    outer_step.load(load(broadcast(buffer).cpu().numpy().tobytes()))
-    log.info("%s goes on after meta-step %d", folder, done)
-    return done, lines
+    return facts["done"], lines
 
 
 def read_lines(path: Path, done: int | None) -> list[str]:

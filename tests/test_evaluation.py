@@ -1,16 +1,15 @@
 """Scores against cases counted by hand, intervals against simulation, comparisons, and the work split in two."""
 
 import warnings
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from scipy import stats
 
-import metalib.evaluation
 from metalib.evaluation import Episodes, compare, curve, interval, predict_episodes, score, score_interval, summarise
 from metalib.tasks import Task, TaskSampler
 from metalib.world import FEATURES
@@ -239,23 +238,27 @@ class Counting:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_the_episodes_and_each_is_done_once(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+def test_processes_share_the_episodes_and_each_is_done_once(processes: int) -> None:
     episodes = episodes_of(list("abcabca"), dict.fromkeys("abc", 0.2))
-    gathered: list[Any] = []
 
-    def run(rank: int, gather: Callable[[list[Any]], list[Any]]) -> tuple[np.ndarray, list[int]]:
-        monkeypatch.setattr(metalib.evaluation, "gather_object", gather)
+    def run(rank: int) -> tuple[torch.Tensor, list[int]]:
+        """What one process brings to the sum, and the episodes that it did."""
         learner: Any = Counting()
-        accelerator: Any = SimpleNamespace(process_index=rank, num_processes=processes)
-        return predict_episodes(learner, None, episodes, [0, 3], 5, accelerator), learner.asked  # type: ignore[arg-type]
+        brought: list[torch.Tensor] = []
 
-    def keep(done: list[Any]) -> list[Any]:
-        gathered.extend(done)
-        return done
+        def reduce(part: torch.Tensor, how: str) -> torch.Tensor:
+            assert how == "sum"
+            brought.append(part)
+            return part
 
-    asked = [run(rank, keep)[1] for rank in range(processes)]
+        accelerator: Any = SimpleNamespace(
+            process_index=rank, num_processes=processes, device=torch.device("cpu"), reduce=reduce
+        )
+        predict_episodes(learner, None, episodes, [0, 3], 5, accelerator)  # type: ignore[arg-type]
+        return brought[0], learner.asked
+
+    parts, asked = zip(*map(run, range(processes)), strict=True)
     assert sorted(index for part in asked for index in part) == list(range(7))
     assert max(map(len, asked)) - min(map(len, asked)) <= 1
     expected = np.array([[[10 * i, 10 * i], [10 * i + 3, 10 * i + 3]] for i in range(7)])
-    for rank in range(processes):  # and every process returns all of them, in order
-        assert np.array_equal(run(rank, lambda _: gathered)[0], expected)
+    assert np.array_equal(sum(parts), expected)  # summed over the processes: all of them, in order
