@@ -18,8 +18,8 @@ from metalib.models import load_model, train_tokenizer
 
 SOURCES = sorted(Path(metalib.__file__).parent.glob("*.py"))
 FORBIDDEN = re.compile(
-    r"import pickle|torch\.load|trust_remote_code=True|gather_object|object_list|yaml\.(load|unsafe)|(?<![.\w])(eval|exec)\("
-    r"|save_state|load_state\(|np\.load|joblib|dill"
+    r"import pickle|torch\.load|trust_remote_code=True|gather_object|object_list|yaml\.(load|unsafe)"
+    r"|(?<![.\w])(eval|exec)\(|save_state|load_state\(|np\.load|joblib|dill"
 )
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
