@@ -129,4 +129,4 @@ def test_a_full_disk(place):
     assert "No space left on device" in said and "still whole" in said
     groups.run(folder, command, *["run.yaml", "--out", "saved", "--resume"], "--baselines", "")
     assert "saved goes on after meta-step 6" in groups.words_of(folder)
-    groups.assert_same_bytes(folder / "saved", folder / "whole", learners=[""])
+    groups.assert_same_bytes(folder / "saved", folder / "whole", learners=[""], tested=False)  # without joint training
