@@ -50,6 +50,12 @@ def test_reptile_is_well_above_joint_training_and_near_the_best_possible_in_the_
     assert sum(gaps) / len(gaps) <= 0.06
 
 
+def test_the_cost_table_of_the_readme_is_that_of_the_command() -> None:
+    intro, table = (ROOT / "results" / "costs.md").read_text(encoding="utf-8").split("\n\n")
+    assert block("results/costs.md") == table.strip()
+    assert intro in " ".join(README.split())
+
+
 def test_the_amazon_table_of_the_readme_is_that_of_the_committed_run() -> None:
     evaluation = json.loads((ROOT / "results" / "amazon" / "evaluation.json").read_text(encoding="utf-8"))
     assert block("results/amazon/evaluation.json") == scores_table(evaluation).strip()
