@@ -107,6 +107,11 @@ def parse(words: Sequence[str]) -> Asked:
     return asked
 
 
+def is_main() -> bool:
+    """Whether this is the process that writes and shows; the folder may not be there on other machines."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def carry_out(asked: Asked) -> str:
     """Do it; returns the tables to show."""
     from metalib import costs, report, runs, tuning  # here: `--help` and bad settings need not wait for torch
@@ -122,10 +127,10 @@ def carry_out(asked: Asked) -> str:
         return report.over_seeds(asked.folders)
     if isinstance(asked, Tune):
         folder = tuning.tune(asked.settings, tuning.parse_grid(asked.grid))
-        tables = (folder / "tuning.md").read_text(encoding="utf-8")
+        tables = (folder / "tuning.md").read_text(encoding="utf-8") if is_main() else ""
     else:
         folder = runs.evaluate(asked.folder) if isinstance(asked, Evaluate) else runs.train(asked.settings)
-        tables = report.summary(folder)
+        tables = report.summary(folder) if is_main() else ""
     return f"{tables}\nEverything is in {folder}"
 
 
@@ -137,11 +142,10 @@ def stop(number: int, frame: object) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 bad input, 3 a loss that is not finite, 130 or 143 stopped
     by a signal, 1 anything else."""
-    is_main = os.environ.get("RANK", "0") == "0"
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # one process of each machine
     log = logging.getLogger("metalib")
     before = log.level, log.propagate
-    screen = logging.StreamHandler() if is_main else logging.NullHandler()
+    screen = logging.StreamHandler() if is_main() else logging.NullHandler()
     screen.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(screen)
     log.setLevel(logging.INFO)
@@ -167,7 +171,7 @@ def main(words: Sequence[str] | None = None) -> int:
         log.removeHandler(screen)
         log.setLevel(before[0])
         log.propagate = before[1]
-    if is_main:
+    if is_main():
         print(tables)
     return 0
 
