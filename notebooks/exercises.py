@@ -145,3 +145,284 @@ def check_chance_of_one_class(answer: Callable[[int, int, int], float]) -> None:
     )
     assert right, f"with 4 negatives, 6 positives and 3 draws it is {all_positive + all_negative:.4f}"
     assert close(answer(2, 6, 3), math.comb(6, 3) / math.comb(8, 3)), "3 draws cannot all come from 2 negatives"
+
+
+# 03_inner_loop
+
+
+@exercise
+def check_learn_task(answer: Callable[..., np.ndarray]) -> None:
+    """φ is where the steps lead, and the weights stand at θ again."""
+    theta, alpha = np.array([0.5, -1.0]), 0.1
+    x = np.array([[1.0, 2.0], [0.5, -1.0], [-1.0, 1.5], [2.0, 0.5], [1.5, -0.5]])
+    y = np.array([1.0, 2.0, -1.0, 0.5, 3.0])
+    batches = [np.array([0, 1]), np.array([2, 3, 4]), np.array([1, 3])]
+
+    def gradient(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return x[rows].T @ (x[rows] @ weights - y[rows]) / len(rows)
+
+    def descend(step: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        phi = theta
+        for rows in batches:
+            phi = phi - alpha * step(phi, rows)
+        return phi
+
+    weights = theta.copy()
+    found = answer(weights, x, y, batches, alpha)
+    right, everything = descend(gradient), np.arange(len(x))
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert np.shape(found) == (2,), f"return φ, an array of shape (2,), not something of shape {np.shape(found)}"
+    assert same(weights, theta), (
+        "weights not restored: `phi = weights` is a second name for the same array, and `-=` writes into it; copy first"
+    )
+    assert not same(found, theta), "you return θ: return φ, where the steps lead (a copy, if you restore afterwards)"
+    assert not same(found, descend(lambda phi, rows: -gradient(phi, rows))), "flipped sign: go against the gradient"
+    heap, pile = theta, np.zeros(2)
+    for rows in batches:
+        pile = pile + gradient(heap, rows)
+        heap = heap - alpha * pile
+    assert not same(found, heap), "gradients pile up: begin every step with a new gradient, do not add to the last one"
+    assert not same(found, descend(lambda phi, rows: gradient(theta, rows))), (
+        "every gradient is taken at θ: take each where the step before it has led"
+    )
+    assert not same(found, descend(lambda phi, rows: gradient(phi, everything))), (
+        "each step uses all examples: use those of its minibatch"
+    )
+    assert not same(found, descend(lambda phi, rows: gradient(phi, rows) * len(rows))), (
+        "you add the gradients of the examples: the loss is their mean, so divide by the size of the minibatch"
+    )
+    assert not same(found, descend(lambda phi, rows: gradient(phi, rows) * len(rows) / len(x))), (
+        "you divide by the number of all examples: divide by the size of the minibatch"
+    )
+    assert not same(found, theta - alpha * gradient(theta, batches[0])), (
+        "only the first step is taken: does `return` stand inside the loop?"
+    )
+    assert not same(found, right - theta), "this is φ − θ: return φ itself"
+    assert same(found, right), f"φ should be {right.round(4)}, yours is {np.round(found, 4)}"
+
+
+@exercise
+def check_gradient_in_parts(answer: Callable[..., np.ndarray]) -> None:
+    """parts that count by their size give the gradient of the whole."""
+    each = np.array([[1.0, -2.0], [4.0, 0.5], [-3.0, 2.0], [2.5, 6.0], [0.5, -1.0], [7.0, 3.0], [-2.0, 8.0]])
+    largest, asked = 3, []
+
+    def gradient(part: np.ndarray) -> np.ndarray:
+        assert len(part) > 0, "you ask for the gradient of an empty part: stop where the rows end"
+        assert len(part) <= largest, f"{len(part)} rows at once, where at most {largest} fit: cut `rows` into parts"
+        asked.append(list(part))
+        return each[part].mean(0)
+
+    rows = np.array([6, 2, 0, 5, 1, 3, 4])
+    found = answer(gradient, rows, largest)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    means = [each[rows[start : start + largest]].mean(0) for start in range(0, len(rows), largest)]
+    right = each[rows].mean(0)
+    assert not same(found, np.mean(means, 0)), (
+        "mean of means: the last part has 1 row and counts as much as 3; weight each part by its size"
+    )
+    assert not same(found, np.sum(means, 0)), "you add the means of the parts: weight each by its share of the rows"
+    assert not same(found, each[rows].sum(0)), "this is the gradient of the summed loss: divide by the number of rows"
+    assert not same(found, np.mean(means[:-1], 0)), "the last, smaller part is dropped: its rows count, too"
+    assert not same(found, np.sum(means[:-1], 0) * largest / len(rows)), (
+        "the last, smaller part is dropped: its rows count, too"
+    )
+    assert not (same(found, means[-1]) or same(found, means[-1] / len(rows))), (
+        "only the last part is left: each part overwrites the one before; add them up"
+    )
+    assert not same(found, np.sum(means, 0) * largest / len(rows)), (
+        "every part is weighted as if it were full: weight by the rows that it holds"
+    )
+    seen = sorted(row for part in asked for row in part)
+    assert seen == sorted(rows.tolist()), f"each row once: you asked for the parts {asked}"
+    assert same(found, right), f"the gradient should be {right.round(4)}, yours is {np.round(found, 4)}"
+    whole = answer(gradient, rows[:3], largest)
+    assert same(whole, each[rows[:3]].mean(0)), "where all rows fit, the gradient is that of the one part"
+
+
+# 04_reptile_outer_update
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Whether an answer is an array of the right shape and values, up to rounding."""
+    return np.shape(found) == np.shape(wanted) and np.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@exercise
+def check_reptile_step(answer: Callable[..., None]) -> None:
+    """θ moves by ε times the mean of φ − θ, and every task starts from θ."""
+    theta, epsilon = np.array([1.0, -2.0, 0.5]), 0.3
+    targets = [np.array([3.0, 0.0, 1.0]), np.array([-1.0, 2.5, 5.0]), np.array([0.0, 1.0, -4.0])]
+
+    def adapt(weights: np.ndarray, target: np.ndarray) -> None:
+        weights += 0.5 * (target - weights)
+
+    weights = theta.copy()
+    returned = answer(weights, targets, adapt, epsilon)
+    phis = np.stack([theta + 0.5 * (target - theta) for target in targets])  # (tasks, P)
+    mean = phis.mean(0)
+    right = theta + epsilon * (mean - theta)
+    chain, serial = [theta], theta
+    for target in targets:
+        chain.append(chain[-1] + 0.5 * (target - chain[-1]))
+        serial = serial + epsilon * 0.5 * (target - serial)
+    assert not (same(weights, theta) and same(returned, right)), (
+        "the new θ is returned, but the weights stay where they are: write into them, `weights[:] = …`"
+    )
+    assert not same(weights, theta), (
+        "the weights end where they began: every φ that you keep must be a copy, and the step must be written into "
+        "`weights[:]`"
+    )
+    aliased = chain[-1] + epsilon * (np.mean(chain[1:], 0) - chain[-1])
+    assert not (same(weights, chain[-1]) or same(weights, aliased)), (
+        "`theta = weights` is a second name for the same numbers, not a copy: adapting moves both"
+    )
+    unrestored = [theta + epsilon * (np.mean(chain[1:], 0) - theta), theta + epsilon * (chain[-1] - theta) / 3]
+    unrestored += [chain[-1] + epsilon * (np.mean(chain[1:], 0) - theta), chain[-1] + epsilon * (chain[-1] - theta) / 3]
+    assert not any(same(weights, wrong) for wrong in unrestored), (
+        "weights not restored: put them back to θ before each task, else the second task starts from the first φ"
+    )
+    assert not same(weights, phis[-1] + epsilon * (mean - theta)), (
+        "weights not restored after the last task: the step must start from θ, yours starts from the last φ"
+    )
+    assert not same(weights, serial), (
+        "this is algorithm 1, one task after the other: here all tasks of the meta-batch start from the same θ"
+    )
+    assert not same(weights, theta - epsilon * (mean - theta)), "flipped sign: θ moves towards φ, along φ − θ"
+    assert not same(weights, theta + epsilon * (phis - theta).sum(0)), "you add the directions: take their mean"
+    assert not same(weights, theta + epsilon * (phis - theta).mean(1)), (
+        "mean over the wrong axis: average over the tasks, not over the weights"
+    )
+    assert not (same(weights, epsilon * mean) or same(weights, theta + epsilon * mean)), (
+        "ε times φ: the step is ε times the difference φ − θ"
+    )
+    assert not same(weights, epsilon * theta + (1 - epsilon) * mean), (
+        "ε and 1 − ε are exchanged: at ε = 0 nothing moves"
+    )
+    assert not same(weights, mean), "ε is left out: this is the mean of the φ"
+    assert same(weights, right), f"the weights should end at {right.round(4)}, yours are at {np.round(weights, 4)}"
+
+
+@exercise
+def check_fomaml_direction(answer: Callable[..., np.ndarray]) -> None:
+    """the direction of first-order MAML is downhill on the query minibatch, seen from φ."""
+    theta, alpha = np.array([1.0, -0.5]), 0.1
+    batches = [np.array([2.0, 1.0]), np.array([-1.0, 0.5]), np.array([0.5, -2.0])]
+
+    def gradient(weights: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        return (weights - batch) + (weights - batch) ** 3
+
+    before = theta.copy()
+    found = answer(theta, batches, gradient, alpha)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert same(theta, before), "θ itself has moved: `phi -= …` writes into θ; start from a copy"
+    path = [theta]  # where the inner steps lead, the query included
+    for batch in batches:
+        path.append(path[-1] - alpha * gradient(path[-1], batch))
+    right = -gradient(path[-2], batches[-1])
+    assert not same(found, -right), "flipped sign: the direction goes downhill, against the gradient"
+    assert not same(found, -gradient(theta, batches[-1])), "this is the gradient at θ: take it at φ"
+    assert not same(found, -gradient(path[-1], batches[-1])), (
+        "the query minibatch is among the inner steps: stop before it, φ must not have seen it"
+    )
+    assert not (same(found, path[-1] - theta) or same(found, (path[-1] - theta) / alpha)), (
+        "this is Reptile's direction, all gradients together: first-order MAML takes the last one only"
+    )
+    assert not same(found, path[-2] - theta), "this is φ − θ: the direction is a gradient on the query minibatch"
+    first = theta
+    for batch in batches[1:]:
+        first = first - alpha * gradient(first, batch)
+    assert not same(found, -gradient(first, batches[0])), "the query is the last minibatch, not the first"
+    assert not same(found, alpha * right), "one α too many: the direction is the gradient itself, the step comes later"
+    fixed = theta - alpha * sum(gradient(theta, batch) for batch in batches[:-1])
+    assert not same(found, -gradient(fixed, batches[-1])), (
+        "every inner gradient is taken at θ: take each where the step before it has led"
+    )
+    assert same(found, right), f"the direction should be {right.round(4)}, yours is {np.round(found, 4)}"
+
+
+# 05_evaluation
+
+
+@exercise
+def check_overall_score(answer: Callable[..., float]) -> None:
+    """argmax over the classes, balanced in each episode, then a mean over episodes, then one over domains."""
+    # Two queries and two classes: here an argmax over the queries has the right shape, too.
+    logits = np.array([[[2.0, 3.0], [1.0, 4.0]], [[5.0, 1.0], [0.0, 2.0]], [[1.0, 2.0], [0.0, 0.5]]])
+    labels = np.array([[0, 1], [0, 1], [0, 1]])
+    found = answer(logits, labels, ["a", "a", "a"])
+    right = close(found, 4 / 6)
+    assert not close(found, np.mean(logits.argmax(1) == labels)), (
+        "argmax over the wrong axis, the queries: the classes are the last axis"
+    )
+    assert right, f"of 6 balanced predictions 4 are right, which is {4 / 6:.4f}; yours is {float(found):.4f}"
+
+    predictions = np.array([[1, 1, 1, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 1, 1]])
+    labels = np.array([[0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    domains = ["a", "a", "a", "b"]
+    hits = predictions == labels
+    recalls = [[hit[truth == c].mean() for c in np.unique(truth)] for hit, truth in zip(hits, labels, strict=True)]
+    scores = [np.mean(recall) for recall in recalls]
+    wanted = np.mean([np.mean(scores[:3]), scores[3]])
+    found = answer(np.eye(2)[predictions], labels, domains)
+    right = close(found, wanted)
+    pooled = np.mean([hits[labels == c].mean() for c in (0, 1)])
+    assert not (close(found, hits.mean()) or close(found, np.mean([hits[:3].mean(), hits[3].mean()]))), (
+        "this is plain accuracy: take the share of right answers in each class of an episode first"
+    )
+    by_domain = [np.mean([hits[:3][labels[:3] == c].mean() for c in (0, 1)]), scores[3]]
+    assert not (close(found, pooled) or close(found, np.mean(by_domain))), (
+        "the predictions of several episodes are pooled: score each episode by itself, then average"
+    )
+    assert not close(found, np.mean(scores)), (
+        "mean over the wrong tasks: all episodes count alike, so that a domain with many of them weighs more; average "
+        "within each domain first"
+    )
+    assert not close(found, np.sum([np.mean(scores[:3]), scores[3]])), "you add the domains: take their mean"
+    missing = hits[3].mean() / 2  # its only class, and a zero
+    assert not close(found, np.mean([np.mean(scores[:3]), missing])), (
+        "an episode without negative reviews gets a recall of 0 for them: average over the classes that occur"
+    )
+    assert not np.isnan(found), "a class that does not occur in an episode gives 0 / 0: leave it out there"
+    assert right, f"with three episodes of domain a and one of b it is {wanted:.4f}, yours is {float(found):.4f}"
+
+
+@exercise
+def check_paired_difference(answer: Callable[..., tuple[float, float]]) -> None:
+    """each episode is its own partner, and the standard error knows of the overlap."""
+    first = {4: 0.90, 0: 0.70, 3: 0.80, 1: 0.95, 2: 0.60}
+    second = {0: 0.60, 1: 0.75, 2: 0.55, 3: 0.80, 4: 0.65}
+    overlap, count = 0.2, 5
+    a, b = (np.array([scores[episode] for episode in range(count)]) for scores in (first, second))
+    difference = a - b
+    factor = 1 / count + overlap / (1 - overlap)
+    found = answer(first, second, overlap)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert np.shape(found) == (2,), "return two numbers: the mean difference and its standard error"
+    mean, error = found
+    assert not close(mean, -difference.mean()), "flipped sign: it is first − second"
+    assert close(mean, difference.mean()), f"the mean difference is {difference.mean():.4f}, yours is {float(mean):.4f}"
+    right = close(error, np.sqrt(factor * difference.var(ddof=1)))
+    shuffled = np.array(list(first.values())) - np.array(list(second.values()))
+    assert not any(close(error, np.sqrt(factor * shuffled.var(ddof=d))) for d in (0, 1)), (
+        "episodes matched in the wrong order: the two dictionaries list them differently; match them by their number"
+    )
+    assert not any(close(error, np.sqrt(factor * (a.var(ddof=d) + b.var(ddof=d)))) for d in (0, 1)), (
+        "this is the unpaired variance, s² of first plus s² of second: take the variance of the differences"
+    )
+    assert not any(close(error, difference.std(ddof=d)) for d in (0, 1)), (
+        "this is the standard deviation of one episode, not the standard error of the mean: multiply s² by the factor"
+    )
+    assert not close(error, np.sqrt(factor * difference.var(ddof=0))), (
+        "this is the population variance, divided by J: the sample variance is divided by J − 1, `ddof=1`"
+    )
+    assert not any(close(error, np.sqrt(difference.var(ddof=d) / count)) for d in (0, 1)), (
+        "naive: without the overlap term this takes the episodes for independent; add ρ / (1 − ρ) to 1 / J"
+    )
+    assert not any(close(error, np.sqrt((1 / count + overlap) * difference.var(ddof=d))) for d in (0, 1)), (
+        "you add ρ: it is ρ / (1 − ρ), since s² sees only a share 1 − ρ of the variance"
+    )
+    assert not any(close(error, factor * difference.var(ddof=d)) for d in (0, 1)), (
+        "this is the variance of the mean: take its square root"
+    )
+    assert right, f"the standard error is {np.sqrt(factor * difference.var(ddof=1)):.4f}, yours is {float(error):.4f}"

@@ -57,6 +57,28 @@ DRAW = (
 ONE = "def chance_of_one_class(negatives, positives, draws):\n    n, p, k = negatives, positives, draws\n    "
 CUT = "return np.concatenate([r[:shots] for r in rows]), np.concatenate([r[shots:] for r in rows])"
 CHOOSE = "rows = [rng.choice(r, shots + queries, replace=False) for r in (negatives, positives)]\n    "
+LEARN = "def learn_task(weights, x, y, batches, alpha):\n    phi = weights.copy()\n    "
+STEPS = "for r in batches:\n        phi = phi - alpha * x[r].T @ (x[r] @ phi - y[r]) / len(r)\n    "
+CUTS = (
+    "def gradient_in_parts(gradient, rows, micro_batch):\n    "
+    "parts = [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]\n    "
+)
+OUTER = "def reptile_step(weights, tasks, adapt, epsilon):\n    theta, phis = weights.copy(), []\n    "
+EACH_TASK = "for task in tasks:\n        weights[:] = theta; adapt(weights, task); phis.append(weights.copy())\n    "
+FOMAML = "def fomaml_direction(theta, batches, gradient, alpha):\n    phi = theta.copy()\n    "
+ALL_BUT_LAST = "for batch in batches[:-1]:\n        phi = phi - alpha * gradient(phi, batch)\n    "
+OVERALL = (
+    "def recall(p, y):\n    return np.mean([np.mean(p[y == c] == c) for c in np.unique(y)])\n\n"
+    "def by_domain(scores, domains):\n    domains = np.array(domains)\n    "
+    "return [np.mean(np.array(scores)[domains == d]) for d in np.unique(domains)]\n\n"
+    "def overall_score(logits, labels, domains):\n    p = logits.argmax(-1)\n    "
+)
+EACH = "scores = [recall(*pair) for pair in zip(p, labels)]\n    "
+PAIRED = (
+    "def paired_difference(first, second, overlap):\n    keys = sorted(first)\n    "
+    "a, b = (np.array([scores[key] for key in keys]) for scores in (first, second))\n    "
+    "d, factor = a - b, 1 / len(keys) + overlap / (1 - overlap)\n    "
+)
 
 # Check → wrong answers: (words of the hint, code).
 MISTAKES: dict[str, list[tuple[str, str]]] = {
@@ -103,6 +125,101 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("with replacement", ONE + "return (p / (n + p)) ** k"),
         ("chance of both classes", ONE + "return 1 - (math.comb(p, k) + math.comb(n, k)) / math.comb(n + p, k)"),
         ("add, do not multiply", ONE + "return math.comb(p, k) * math.comb(n, k) / math.comb(n + p, k) ** 2"),
+    ],
+    "check_learn_task": [
+        ("weights not restored", LEARN.replace(".copy()", "") + STEPS.replace("phi = phi -", "phi -=") + "return phi"),
+        ("weights not restored", LEARN + STEPS + "weights[:] = phi\n    return weights"),
+        ("you return θ", LEARN + STEPS + "return weights"),
+        ("you return θ", LEARN + STEPS.replace("phi", "weights") + "end, weights = weights, phi\n    return weights"),
+        ("flipped sign", LEARN + STEPS.replace("phi - alpha", "phi + alpha") + "return phi"),
+        ("gradients pile up", LEARN + "g = np.zeros_like(phi)\n    for r in batches:\n        "
+         "g += x[r].T @ (x[r] @ phi - y[r]) / len(r)\n        phi = phi - alpha * g\n    return phi"),
+        ("taken at θ", LEARN + STEPS.replace("@ phi", "@ weights") + "return phi"),
+        ("all examples", LEARN + STEPS.replace("len(r)", "len(x)").replace("[r]", "") + "return phi"),
+        ("you add the gradients", LEARN + STEPS.replace(" / len(r)", "") + "return phi"),
+        ("number of all examples", LEARN + STEPS.replace("len(r)", "len(x)") + "return phi"),
+        ("inside the loop", LEARN + STEPS + "    return phi"),
+        ("φ − θ", LEARN + STEPS + "return phi - weights"),
+        ("forget `return`", LEARN + STEPS),
+    ],
+    "check_gradient_in_parts": [
+        ("mean of means", CUTS + "return np.mean([gradient(p) for p in parts], axis=0)"),
+        ("add the means", CUTS + "return sum(gradient(p) for p in parts)"),
+        ("summed loss", CUTS + "return sum(gradient(p) * len(p) for p in parts)"),
+        ("is dropped", CUTS + "return np.mean([gradient(p) for p in parts if len(p) == micro_batch], axis=0)"),
+        ("is dropped", CUTS + "return sum(gradient(p) * len(p) for p in parts[:-1]) / len(rows)"),
+        ("overwrites", CUTS + "for p in parts:\n        total = gradient(p) * len(p) / len(rows)\n    return total"),
+        ("as if it were full", CUTS + "return sum(gradient(p) * micro_batch for p in parts) / len(rows)"),
+        ("at once", CUTS + "return gradient(rows)"),
+        ("empty part", CUTS + "return sum(gradient(rows[i : i + micro_batch]) for i in range(0, 99, micro_batch))"),
+        ("forget `return`", CUTS + "sum(gradient(p) * len(p) for p in parts) / len(rows)"),
+    ],
+    "check_reptile_step": [
+        ("flipped sign", OUTER + EACH_TASK + "weights[:] = theta - epsilon * np.mean(np.array(phis) - theta, axis=0)"),
+        ("take their mean", OUTER + EACH_TASK
+         + "weights[:] = theta + epsilon * np.sum(np.array(phis) - theta, axis=0)"),
+        ("wrong axis", OUTER + EACH_TASK + "weights[:] = theta + epsilon * np.mean(np.array(phis) - theta, axis=1)"),
+        ("weights not restored", OUTER + EACH_TASK.replace("weights[:] = theta; ", "")
+         + "weights[:] = theta + epsilon * (np.mean(phis, axis=0) - theta)"),
+        ("weights not restored", OUTER + EACH_TASK.replace("weights[:] = theta; ", "")
+         + "weights += epsilon * (np.mean(phis, axis=0) - theta)"),
+        ("weights not restored after the last", OUTER + EACH_TASK
+         + "weights += epsilon * (np.mean(phis, axis=0) - theta)"),
+        ("algorithm 1", OUTER + "for task in tasks:\n        theta = weights.copy(); adapt(weights, task)\n"
+         "        weights[:] = theta + epsilon * (weights - theta)"),
+        ("ε times φ", OUTER + EACH_TASK + "weights[:] = epsilon * np.mean(phis, axis=0)"),
+        ("ε times φ", OUTER + EACH_TASK + "weights[:] = theta + epsilon * np.mean(phis, axis=0)"),
+        ("exchanged", OUTER + EACH_TASK + "weights[:] = epsilon * theta + (1 - epsilon) * np.mean(phis, axis=0)"),
+        ("ε is left out", OUTER + EACH_TASK + "weights[:] = np.mean(phis, axis=0)"),
+        ("second name", OUTER.replace(".copy()", "") + EACH_TASK
+         + "weights[:] = theta + epsilon * (np.mean(phis, axis=0) - theta)"),
+        ("must be a copy", OUTER + EACH_TASK.replace("append(weights.copy())", "append(weights)")
+         + "weights[:] = theta\n    weights[:] = theta + epsilon * (np.mean(phis, axis=0) - theta)"),
+        ("write into them", OUTER + EACH_TASK
+         + "weights[:] = theta\n    return theta + epsilon * (np.mean(phis, axis=0) - theta)"),
+    ],
+    "check_fomaml_direction": [
+        ("flipped sign", FOMAML + ALL_BUT_LAST + "return gradient(phi, batches[-1])"),
+        ("gradient at θ", FOMAML + ALL_BUT_LAST + "return -gradient(theta, batches[-1])"),
+        ("among the inner steps", FOMAML + ALL_BUT_LAST.replace("[:-1]", "") + "return -gradient(phi, batches[-1])"),
+        ("Reptile's direction", FOMAML + ALL_BUT_LAST.replace("[:-1]", "") + "return phi - theta"),
+        ("Reptile's direction", FOMAML + ALL_BUT_LAST.replace("[:-1]", "") + "return (phi - theta) / alpha"),
+        ("a gradient on the query", FOMAML + ALL_BUT_LAST + "return phi - theta"),
+        ("not the first", FOMAML + ALL_BUT_LAST.replace("[:-1]", "[1:]") + "return -gradient(phi, batches[0])"),
+        ("one α too many", FOMAML + ALL_BUT_LAST + "return -alpha * gradient(phi, batches[-1])"),
+        ("taken at θ", FOMAML + ALL_BUT_LAST.replace("gradient(phi", "gradient(theta")
+         + "return -gradient(phi, batches[-1])"),
+        ("θ itself has moved", FOMAML.replace(".copy()", "") + ALL_BUT_LAST.replace("phi = phi -", "phi -=")
+         + "return -gradient(phi, batches[-1])"),
+        ("forget `return`", FOMAML + ALL_BUT_LAST + "-gradient(phi, batches[-1])"),
+    ],
+    "check_overall_score": [
+        ("argmax over the wrong axis", OVERALL.replace("argmax(-1)", "argmax(1)")
+         + EACH + "return np.mean(by_domain(scores, domains))"),
+        ("plain accuracy", OVERALL + "return np.mean(by_domain(np.mean(p == labels, axis=1), domains))"),
+        ("plain accuracy", OVERALL + "return np.mean(p == labels)"),
+        ("pooled", OVERALL + "return recall(p, labels)"),
+        ("pooled", OVERALL + "d = np.array(domains)\n    "
+         "return np.mean([recall(p[d == one], labels[d == one]) for one in np.unique(d)])"),
+        ("mean over the wrong tasks", OVERALL + EACH + "return np.mean(scores)"),
+        ("take their mean", OVERALL + EACH + "return np.sum(by_domain(scores, domains))"),
+        ("classes that occur", OVERALL + EACH.replace("recall(*pair)", "sum(np.sum((pair[0] == c) & (pair[1] == c)) / "
+         "max(np.sum(pair[1] == c), 1) for c in (0, 1)) / 2") + "return np.mean(by_domain(scores, domains))"),
+        ("0 / 0", OVERALL.replace("np.unique(y)", "(0, 1)") + EACH + "return np.mean(by_domain(scores, domains))"),
+        ("return one number", OVERALL + EACH + "return by_domain(scores, domains)"),
+    ],
+    "check_paired_difference": [
+        ("flipped sign", PAIRED + "return -d.mean(), np.sqrt(factor * d.var(ddof=1))"),
+        ("wrong order", PAIRED + "d = np.array(list(first.values())) - np.array(list(second.values()))\n    "
+         "return d.mean(), np.sqrt(factor * d.var(ddof=1))"),
+        ("unpaired variance", PAIRED + "return d.mean(), np.sqrt(factor * (a.var(ddof=1) + b.var(ddof=1)))"),
+        ("standard deviation", PAIRED + "return d.mean(), d.std(ddof=1)"),
+        ("population variance", PAIRED + "return d.mean(), np.sqrt(factor * d.var())"),
+        ("naive", PAIRED + "return d.mean(), d.std(ddof=1) / np.sqrt(len(d))"),
+        ("you add ρ", PAIRED + "return d.mean(), np.sqrt((1 / len(d) + overlap) * d.var(ddof=1))"),
+        ("square root", PAIRED + "return d.mean(), factor * d.var(ddof=1)"),
+        ("two numbers", PAIRED + "return d.mean()"),
+        ("forget `return`", PAIRED + "d.mean(), np.sqrt(factor * d.var(ddof=1))"),
     ],
 }  # fmt: skip
 
