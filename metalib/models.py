@@ -175,7 +175,7 @@ class TokenizedReviews:
             return {"input_ids": tokenizer(columns["text"], truncation=True, max_length=max_length)["input_ids"]}
 
         key = hashlib.sha256(
-            repr((tokenizer, tokenizer.get_vocab(), max_length, reviews["text"][:])).encode()
+            repr((tokenizer, sorted(tokenizer.get_vocab().items()), max_length, reviews["text"][:])).encode()
         ).hexdigest()
         cache = Path(config.HF_DATASETS_CACHE) / "metalib" / f"{key}.arrow"  # the next run, or process, finds it there
         how: dict = {"batched": True, "remove_columns": reviews.column_names, "desc": "Tokenising",
@@ -184,7 +184,7 @@ class TokenizedReviews:
             cache.parent.mkdir(parents=True, exist_ok=True)
             try:
                 encoded = reviews.map(encode, **how)
-            except ArrowInvalid:  # what stands there was cut short
+            except (ArrowInvalid, OSError):  # what stands there was cut short
                 encoded = reviews.map(encode, load_from_cache_file=False, **how)
         except OSError as error:
             raise BadInput(f"{cache.parent} cannot be written: {error} — set HF_HOME to a folder with room") from error

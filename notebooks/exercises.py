@@ -426,3 +426,92 @@ def check_paired_difference(answer: Callable[..., tuple[float, float]]) -> None:
         "this is the variance of the mean: take its square root"
     )
     assert right, f"the standard error is {np.sqrt(factor * difference.var(ddof=1)):.4f}, yours is {float(error):.4f}"
+
+
+# 06_many_gpus
+
+
+@exercise
+def check_contribution(answer: Callable[..., np.ndarray]) -> None:
+    """the parts add up to the mean direction, however many processes there are."""
+    for meta_batch, processes in ((5, 2), (5, 3), (4, 2), (1, 1), (2, 3)):
+        directions = np.random.default_rng(meta_batch).normal(size=(meta_batch, 6)).astype(np.float32)
+        learned: list[list[int]] = [[] for _ in range(processes)]
+
+        def direction_of(place: int, mine: list[int], directions: np.ndarray = directions) -> np.ndarray:
+            assert 0 <= place < len(directions), f"there is no task {place} in a meta-batch of {len(directions)}"
+            mine.append(int(place))
+            return directions[place].copy()
+
+        parts = []
+        for rank, mine in enumerate(learned):
+            part = answer(lambda place, mine=mine: direction_of(place, mine), 6, meta_batch, rank, processes)
+            assert part is not None, "your function returns None; did you forget `return`?"
+            shares = f"process {rank} of {processes}, meta-batch {meta_batch}"
+            assert np.shape(part) == (6,), (
+                f"{shares}: return an array of `size` numbers, not something of shape {np.shape(part)}; a process that "
+                "has no task sends zeros"
+            )
+            assert np.asarray(part).dtype == np.float64, (
+                f"{shares}: the part is {np.asarray(part).dtype}; add up in float64, e.g. from `np.zeros(size)` on"
+            )
+            parts.append(np.asarray(part))
+        places = sorted(place for mine in learned for place in mine)
+        missing = sorted(set(range(meta_batch)) - set(places))
+        twice = sorted({place for place in places if places.count(place) > 1})
+        assert not missing, f"meta-batch {meta_batch}, {processes} processes: nobody learns task {missing[0]}"
+        assert not twice, (
+            f"meta-batch {meta_batch}, {processes} processes: task {twice[0]} is learned more than once; each process "
+            "learns its own tasks only"
+        )
+        assert max(map(len, learned)) - min(map(len, learned)) <= 1, (
+            f"meta-batch {meta_batch}, {processes} processes: they learn {[len(mine) for mine in learned]} tasks; "
+            "share them out evenly, rank, rank + processes, …"
+        )
+        total, right = np.sum(parts, axis=0), directions.mean(axis=0, dtype=np.float64)
+        means = [directions[mine].mean(axis=0, dtype=np.float64) for mine in learned if mine]
+        if np.allclose(total, right, rtol=0, atol=1e-12):
+            continue
+        assert not np.allclose(total, right * meta_batch), "the parts add up to the sum of the directions: divide it"
+        assert not np.allclose(total, right * meta_batch / processes), (
+            "you divide by the number of processes: divide by the number of tasks"
+        )
+        assert not np.allclose(total, np.sum(means, axis=0)), (
+            "you return the mean of a process's own directions: the sum of these means is no mean of all"
+        )
+        assert not np.allclose(total, np.sum(means, axis=0) / processes), (
+            f"a mean of means: with {meta_batch} tasks on {processes} processes, the tasks of those with fewer count "
+            "for more"
+        )
+        raise AssertionError(f"meta-batch {meta_batch}, {processes} processes: the parts do not add up to the mean")
+
+
+@exercise
+def check_meta_step_seconds(answer: Callable[[int, int, int, float, float], float]) -> None:
+    """the slowest GPU's tasks, then the ring."""
+    numbers, meta_batch, gpus, seconds, gbits = 100_000_000, 64, 24, 0.5, 10.0
+    computing, bits = 3 * seconds, 64 * numbers
+    sending = 2 * 23 / 24 * bits / (gbits * 1e9)
+    found = answer(numbers, meta_batch, gpus, seconds, gbits)
+    right = close(found, computing + sending)
+    rest = float(found) - computing
+    assert not close(found, computing), "this is the computing alone: add the time for sending"
+    assert not close(found, sending), "this is the sending alone: add the time for computing"
+    assert not close(float(found) - sending, 64 / 24 * seconds) and not close(float(found) - sending, 2 * seconds), (
+        "64 tasks on 24 GPUs: some GPU has 3 of them, and all wait for it; round up with `math.ceil`"
+    )
+    assert not close(float(found) - sending, 64 * seconds), "the tasks are learned side by side, by all the GPUs"
+    assert not close(rest, sending / 8), "networks count bits, not bytes: times 8"
+    assert not close(rest, sending / 2), (
+        "the sending takes half of what it should: a float64 has 8 bytes (not 4), and every piece goes round the ring "
+        "twice, first to be summed, then to be handed on"
+    )
+    assert not close(rest, sending * 24 / 23), "a GPU sends 2 (N − 1) / N times the vector: it keeps one piece in N"
+    assert not close(rest, sending * 24), "in each round a GPU sends one piece of N, not the whole vector"
+    assert not close(rest, bits / (gbits * 1e9)), (
+        "a GPU sends 2 (N − 1) / N times the vector, not once the vector: it goes round to be summed, then to be "
+        "handed on"
+    )
+    assert not close(rest, sending * 1e9 / 2**30), "1 Gbit is 10⁹ bits, not 2³⁰"
+    assert right, f"here the computing takes {computing} s and the sending {sending:.3f} s"
+    assert close(answer(numbers, 5, 1, seconds, gbits), 5 * seconds), "a single GPU sends nothing"

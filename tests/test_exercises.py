@@ -56,6 +56,12 @@ DRAW = (
 )
 ONE = "def chance_of_one_class(negatives, positives, draws):\n    n, p, k = negatives, positives, draws\n    "
 CUT = "return np.concatenate([r[:shots] for r in rows]), np.concatenate([r[shots:] for r in rows])"
+PART = "def contribution(direction_of, size, meta_batch, rank, processes):\n    "
+MINE = "np.array([direction_of(p) for p in range(rank, meta_batch, processes)])"
+SECONDS = (
+    "def meta_step_seconds(numbers, meta_batch, gpus, task_seconds, gbits):\n    "
+    "n, bits = gpus, 64 * numbers\n    turns = math.ceil(meta_batch / n)\n    return "
+)
 CHOOSE = "rows = [rng.choice(r, shots + queries, replace=False) for r in (negatives, positives)]\n    "
 LEARN = "def learn_task(weights, x, y, batches, alpha):\n    phi = weights.copy()\n    "
 STEPS = "for r in batches:\n        phi = phi - alpha * x[r].T @ (x[r] @ phi - y[r]) / len(r)\n    "
@@ -220,6 +226,38 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("square root", PAIRED + "return d.mean(), factor * d.var(ddof=1)"),
         ("two numbers", PAIRED + "return d.mean()"),
         ("forget `return`", PAIRED + "d.mean(), np.sqrt(factor * d.var(ddof=1))"),
+    ],
+    "check_contribution": [
+        ("nobody learns task 4", PART + "own = meta_batch // processes\n    return sum((direction_of(p) for p in "
+         "range(rank * own, rank * own + own)), np.zeros(size)) / meta_batch"),
+        ("learned more than once", PART + "return sum((direction_of(p) for p in range(meta_batch)), np.zeros(size)) "
+         "/ meta_batch / processes"),
+        ("mean of means", PART + f"d = {MINE}\n    return d.astype(float).mean(0) / processes"),
+        ("the sum of these means", PART + f"d = {MINE}\n    return d.astype(float).mean(0)"),
+        ("divide by the number of tasks", PART + f"d = {MINE}\n    return d.astype(float).sum(0) / processes"),
+        ("add up to the sum", PART + f"d = {MINE}\n    return d.astype(float).sum(0)"),
+        ("add up in float64", PART + f"return {MINE}.sum(0) / meta_batch"),
+        ("sends zeros", PART + "return sum(direction_of(p).astype(float) for p in range(rank, meta_batch, processes))"
+         " / meta_batch"),
+        ("there is no task 5", PART + "return sum((direction_of(p) for p in range(rank + 1, meta_batch + 1, "
+         "processes)), np.zeros(size)) / meta_batch"),
+        ("share them out evenly", PART + "mine = range(meta_batch) if rank == 0 else []\n    "
+         "return sum((direction_of(p) for p in mine), np.zeros(size)) / meta_batch"),
+        ("forget `return`", PART + MINE),
+    ],
+    "check_meta_step_seconds": [
+        ("not bytes", SECONDS + "turns * task_seconds + 2 * (n - 1) / n * bits / 8 / (gbits * 1e9)"),
+        ("8 bytes (not 4)", SECONDS + "turns * task_seconds + 2 * (n - 1) / n * bits / 2 / (gbits * 1e9)"),
+        ("round the ring twice", SECONDS + "turns * task_seconds + (n - 1) / n * bits / (gbits * 1e9)"),
+        ("round up", SECONDS + "meta_batch / n * task_seconds + 2 * (n - 1) / n * bits / (gbits * 1e9)"),
+        ("round up", SECONDS + "meta_batch // n * task_seconds + 2 * (n - 1) / n * bits / (gbits * 1e9)"),
+        ("side by side", SECONDS + "meta_batch * task_seconds + 2 * (n - 1) / n * bits / (gbits * 1e9)"),
+        ("keeps one piece", SECONDS + "turns * task_seconds + 2 * bits / (gbits * 1e9)"),
+        ("one piece of N", SECONDS + "turns * task_seconds + 2 * (n - 1) * bits / (gbits * 1e9)"),
+        ("not once the vector", SECONDS + "turns * task_seconds + bits / (gbits * 1e9)"),
+        ("not 2³⁰", SECONDS + "turns * task_seconds + 2 * (n - 1) / n * bits / (gbits * 2**30)"),
+        ("the computing alone", SECONDS + "turns * task_seconds"),
+        ("the sending alone", SECONDS + "2 * (n - 1) / n * bits / (gbits * 1e9)"),
     ],
 }  # fmt: skip
 

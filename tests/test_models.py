@@ -21,6 +21,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from metalib import models
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop, adapt, untouched
 from metalib.models import TokenizedReviews, load_model, train_tokenizer
@@ -76,6 +77,7 @@ def test_the_tokenizer_is_the_same_in_another_process(reviews):
     texts = reviews["text"][:200]
     code = """
 import json, sys
+from metalib import models
 from metalib.models import train_tokenizer
 print(train_tokenizer(json.load(sys.stdin), 48).backend_tokenizer.to_str())
 """
@@ -208,3 +210,34 @@ def test_logits_keep_the_order_and_do_not_depend_on_batch_size_or_mode(bench, tr
     for batch_size in (1, 7, 64):
         torch.testing.assert_close(reviews.logits(model, rows, batch_size), expected, rtol=1e-4, atol=1e-5)
         assert model.training == training
+
+
+def test_the_tokenised_reviews_are_found_again_whatever_the_order_of_the_vocabulary(reviews, tmp_path, monkeypatch):
+    """Each process lists the entries of a tokenizer in another order."""
+    monkeypatch.setattr(models.config, "HF_DATASETS_CACHE", tmp_path)
+    tokenizer = train_tokenizer(reviews["text"][:])
+    first = TokenizedReviews(reviews, tokenizer, 48)
+    entries = tokenizer.get_vocab()
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: dict(reversed(entries.items())))
+    second = TokenizedReviews(reviews, tokenizer, 48)
+    assert len(list((tmp_path / "metalib").iterdir())) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(first.tokens, second.tokens, strict=True))
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5, -5])
+def test_tokenised_reviews_that_were_cut_short_are_made_again(reviews, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(models.config, "HF_DATASETS_CACHE", tmp_path)
+    tokenizer = train_tokenizer(reviews["text"][:])
+    whole = TokenizedReviews(reviews, tokenizer, 48)
+    (file,) = (tmp_path / "metalib").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
+    again = TokenizedReviews(reviews, tokenizer, 48)
+    assert all(np.array_equal(a, b) for a, b in zip(whole.tokens, again.tokens, strict=True))
+
+
+def test_a_cache_that_cannot_be_written_is_named(reviews, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(models.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(BadInput, match=r"cannot be written.*set HF_HOME to a folder with room"):
+        TokenizedReviews(reviews, train_tokenizer(reviews["text"][:]), 48)

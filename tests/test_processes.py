@@ -49,12 +49,13 @@ def test_one_two_and_three_processes_give_the_same_run(place, meta_batch):
 
 @pytest.mark.slow
 def test_accelerate_launch_with_processes_and_with_a_config_file(place):
-    flags = ["--multi_gpu", "--num_processes", "2", "-m", "metalib", "train"]
+    flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "metalib", "train"]
     said = groups.run(place, [*ACCELERATE, *flags], "run.yaml", "--out", "accelerate", "--meta-batch", "5")
     assert "2 processes on cpu" in said and "asked for several" not in said
     groups.assert_same_run(place / "accelerate", place / "one")
     settings = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1,
-                "machine_rank": 0, "num_processes": 2, "mixed_precision": "no", "use_cpu": False}  # fmt: skip
+                "machine_rank": 0, "main_process_port": 0, "num_processes": 2, "mixed_precision": "no",
+                "use_cpu": False}  # fmt: skip
     (place / "accelerate.yaml").write_text(yaml.safe_dump(settings))
     file = ["--config_file", "accelerate.yaml", "-m", "metalib", "train"]
     assert "2 processes on cpu" in groups.run(
