@@ -47,7 +47,9 @@ def execute(path: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     resources = {"metadata": {"path": str(path.parent)}}
     options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
-    NotebookClient(notebook, resources=resources, **options).execute()
+    client = NotebookClient(notebook, resources=resources, **options)
+    client.comm_open_handlers = {}  # with its own for widgets' outputs, it now and then waits for ever at a widget
+    client.execute()
     tidy(notebook)
     nbformat.write(notebook, path)
 

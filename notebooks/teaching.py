@@ -12,11 +12,11 @@ from typing import Any
 import datasets
 import matplotlib.pyplot as plt
 import torch
+from accelerate import Accelerator
 from IPython.display import Markdown, display
 
 import metalib
 from metalib.config import read_config
-from metalib.processes import make_accelerator
 from metalib.runs import load_splits
 from metalib.training import Workbench, meta_train, prepare
 
@@ -56,9 +56,9 @@ def attempt(check: Callable[[Any], None], answer: Any) -> None:
 
 
 def course_bench() -> Workbench:
-    """The workbench of the notebooks: the generated world and the tiny model, set up as configs/course.yaml says."""
+    """The workbench of the notebooks: the world and the tiny model of configs/course.yaml, on the CPU."""
     config = read_config(HERE.parent / "configs" / "course.yaml")
-    return prepare(config, load_splits(config), make_accelerator())
+    return prepare(config, load_splits(config), Accelerator(cpu=True))
 
 
 def course_run(bench: Workbench, name: str) -> tuple[torch.Tensor, list[dict[str, Any]]]:
