@@ -64,7 +64,7 @@ check: setup
 	$(BIN)/ruff check -q
 	$(BIN)/mypy
 
-NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env -x --nbval-cell-timeout 180 -p no:cacheprovider notebooks
+NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env -x --nbval-cell-timeout 300 -p no:cacheprovider notebooks
 
 test: check ## ruff, mypy, the quick tests and the notebooks
 	$(BIN)/python -m pytest -m "not slow"
