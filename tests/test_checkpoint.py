@@ -53,6 +53,10 @@ BREAKS = {
     "weights cut short": lambda folder: cut(folder / "0000006.safetensors"),
     "weights with another bit": lambda folder: flip(folder / "0000006.safetensors"),
     "weights missing": lambda folder: (folder / "0000006.safetensors").unlink(),
+    "facts missing": lambda folder: (folder / "0000006.json").unlink(),
+    "facts of another meta-step": lambda folder: (folder / "0000006.json").write_bytes(
+        (folder / "0000006.json").read_bytes().replace(b'"meta_step": 6', b'"meta_step": 7')
+    ),
     "facts cut short": lambda folder: cut(folder / "0000006.json"),
     "facts empty": lambda folder: (folder / "0000006.json").write_bytes(b""),
     "facts of another kind": lambda folder: (folder / "0000006.json").write_bytes(b"[]"),

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import metalib
-from metalib import runs
+from metalib import report, runs
 from metalib.__main__ import main
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config, write_config
+from metalib.errors import MetalibError
 from metalib.evaluation import Episodes
 from metalib.folders import next_free_folder
 from metalib.runs import load_splits
@@ -278,6 +279,21 @@ def test_adaptation_curve_ends_at_the_score_of_the_evaluation(folder: Path) -> N
     for name, points in curves["adaptation"].items():
         assert points["steps"] == [0, 1, 2, 5, 10]
         assert points["balanced_accuracy"][-1] == evaluation["methods"][name]["overall"]["balanced_accuracy"]
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "metrics.jsonl", "curves.json", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", None])
+def test_a_broken_file_of_a_run_is_named(copy: Path, name: str, content: bytes | None) -> None:
+    """Each ends with the project's own error, or is made again; none with another exception."""
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    for read in (report.summary, report.write_report):
+        try:
+            read(copy)
+        except MetalibError as error:
+            assert name in str(error)
 
 
 def test_resuming_a_finished_run_changes_nothing(folder: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
