@@ -11,10 +11,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import metalib
+from metalib import report
 from metalib.config import Config
 from metalib.errors import BadInput
 from metalib.folders import choose_folder, next_free_folder
 from metalib.models import load_model, train_tokenizer
+from metalib.reviews import describe, load_reviews
 
 SOURCES = sorted(Path(metalib.__file__).parent.glob("*.py"))
 FORBIDDEN = re.compile(
@@ -84,3 +86,18 @@ def test_a_data_sets_name_does_not_lead_out_of_runs(data, tmp_path, monkeypatch,
     folder = next_free_folder(Config(data=data))
     assert folder.parent == Path("runs") and ".." not in folder.name
     assert choose_folder(replace(Config(), data=data), bench.accelerator) == folder
+
+
+MARKUP = ["<script>alert(1)</script>", "<b>bold</b>", "[link](https://example.org)"]
+
+
+def test_markup_in_reviews_is_shown_as_it_is(tmp_path):
+    """Notebooks print reviews or show them in tables of pandas, which escape HTML; reports show no texts, only names."""
+    records = [{"text": f"{text} {label}", "label": label, "domain": text} for text in MARKUP for label in (0, 1)]
+    (tmp_path / "reviews.json").write_text(json.dumps(records))
+    reviews = load_reviews(str(tmp_path / "reviews.json"))
+    assert reviews["text"][:] == [record["text"] for record in records]
+    for shown in (describe(reviews), reviews.to_pandas()):
+        assert "<script>" not in shown.to_html() and "<b>" not in shown.to_html()
+    table = report.table(["domain"], [[text] for text in MARKUP])
+    assert "<" not in table and "[link]" not in table
