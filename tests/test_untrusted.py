@@ -92,7 +92,7 @@ MARKUP = ["<script>alert(1)</script>", "<b>bold</b>", "[link](https://example.or
 
 
 def test_markup_in_reviews_is_shown_as_it_is(tmp_path):
-    """Notebooks print reviews or show them in tables of pandas, which escape HTML; reports show no texts, only names."""
+    """Notebooks print reviews or show them in tables of pandas, which escape HTML; reports show names only."""
     records = [{"text": f"{text} {label}", "label": label, "domain": text} for text in MARKUP for label in (0, 1)]
     (tmp_path / "reviews.json").write_text(json.dumps(records))
     reviews = load_reviews(str(tmp_path / "reviews.json"))
