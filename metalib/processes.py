@@ -140,5 +140,5 @@ def from_main(accelerator: Accelerator, content: bytes) -> bytes:
 
 def anywhere(accelerator: Accelerator, here: object) -> bool:
     """Whether something is the case in any of the processes; all of them get the same answer."""
-    with together(accelerator, "between two meta-steps"):
+    with together(accelerator, "while all were asked"):  # at the start, and between two meta-steps
         return bool(accelerator.reduce(torch.tensor(int(bool(here)), device=accelerator.device), "sum"))
