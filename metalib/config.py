@@ -14,6 +14,8 @@ from pydantic.dataclasses import dataclass
 from metalib.checkpoint import write_atomically
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop
+from metalib.learners import LEARNERS
+from metalib.models import Adapts
 from metalib.world import TEST_DOMAINS
 
 Count = Annotated[int, Field(ge=1)]
@@ -23,7 +25,6 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 SHORT = reprlib.Repr()  # for values in messages
 SHORT.maxlevel, SHORT.maxstring = 2, 200
-LearnerName = Literal["reptile", "joint", "finetuned"]
 
 
 def split_commas(names: object) -> object:
@@ -34,8 +35,14 @@ def split_commas(names: object) -> object:
 
 
 def as_assignments(settings: object) -> object:
-    """`{"epsilon": 1e-3}`, as YAML has it, → `("epsilon=0.001",)`, as flags have it."""
-    return tuple(f"{name}={value}" for name, value in settings.items()) if isinstance(settings, dict) else settings
+    """`{"epsilon": 1e-3}`, as YAML has it, → `("epsilon=0.001",)`, as flags have it; names of nested ones get dots."""
+    if not isinstance(settings, dict):
+        return settings
+    pairs: list[str] = []
+    for name, value in settings.items():
+        inner = as_assignments(value)
+        pairs += [f"{name}.{pair}" for pair in inner] if isinstance(inner, tuple) else [f"{name}={value}"]
+    return tuple(pairs)
 
 
 def parse_assignments(texts: Sequence[str], source: str) -> dict[str, str]:
@@ -55,11 +62,13 @@ OWN_SETTINGS = [
     "meta_steps",
     "meta_batch",
     "train_shots",
+    "train_queries",
     "inner_steps",
     "inner_batch",
     "inner_lr",
     "inner_optimizer",
     "inner_schedule",
+    "adapt",
     "dropout",
     "micro_batch",
     "epsilon",
@@ -103,8 +112,9 @@ class Config:
     frozen_layers: CountOrZero = 0
     """So many of the lowest layers, and the embeddings, stay as they are."""
 
-    learner: LearnerName = "reptile"
-    """The rule that turns a task into a direction; `finetuned` is the model before any meta-training."""
+    learner: str = "reptile"
+    """The rule that turns a task into a direction: reptile, fomaml, maml, anil, joint, protonet, matching, siamese or
+    relation; `finetuned` is the model before any meta-training."""
     seed: CountOrZero = 0
     """Seed of the new weights, the training tasks, the minibatches and dropout."""
     meta_steps: CountOrZero = 300
@@ -113,6 +123,8 @@ class Config:
     """Tasks per meta-step."""
     train_shots: Count = 40
     """Reviews per class to draw from while meta-training (more than `shots` helps)."""
+    train_queries: Count = 10
+    """Reviews per class in the query sets of meta-training, for the learners that need them."""
     inner_steps: Count = 10
     """Steps of the inner loop while meta-training."""
     inner_batch: Count = 10
@@ -123,6 +135,11 @@ class Config:
     """Optimiser of the inner loop."""
     inner_schedule: Literal["constant", "linear"] = "constant"
     """Inner learning rate over the steps: constant, or in a straight line down to zero."""
+    adapt: Adapts = "all"
+    """What moves in the inner loop, of all that is learned: everything, the head, the head and all biases, or the head
+    and low-rank updates (LoRA). What the outer loop learns stays the same."""
+    lora_rank: Count = 8
+    """Rank of the low-rank updates."""
     dropout: bool = False
     """Dropout in the inner loop, on or off for the whole of it."""
     micro_batch: CountOrZero = 0
@@ -152,11 +169,15 @@ class Config:
     """Episodes of each such scoring."""
 
     baselines: Names = ("finetuned", "joint")
-    """Learners to train and test beside this one."""
+    """Learners to train and test beside this one, with as many review passes unless their meta_steps is given."""
+    untrained: bool = False
+    """Test every learner before its meta-training too."""
     joint: Assignments = ()
-    """Settings of joint training that differ, e.g. `epsilon=1e-3`; meta_steps follows from equal review passes."""
+    """Settings of joint training that differ, e.g. `epsilon=1e-3`."""
     finetuned: Assignments = ()
     """Settings of `finetuned` that differ, e.g. `adapt_lr=1e-3`."""
+    own: Assignments = ()
+    """Settings of any learner of the run that differ, e.g. `maml.inner_lr=0.1`."""
 
     out: str | None = None
     """Run folder; none = the next free `runs/LEARNER-DATA-NUMBER`."""
@@ -171,42 +192,54 @@ class Config:
         """The inner loop while meta-training."""
         return InnerLoop(
             self.inner_steps, self.inner_lr, self.inner_batch, self.inner_optimizer, self.inner_schedule,
-            self.dropout, self.micro_batch,
+            self.dropout, self.micro_batch, self.adapt,
         )  # fmt: skip
 
     def adaptation_loop(self) -> InnerLoop:
         """The inner loop at the test."""
         return InnerLoop(
             self.adapt_steps, self.adapt_lr, self.adapt_batch, self.inner_optimizer, self.inner_schedule,
-            self.dropout, self.micro_batch,
+            self.dropout, self.micro_batch, self.adapt,
         )  # fmt: skip
 
+    @property
+    def query_rows(self) -> int:
+        """Query reviews per class of a training task: none where the learner does not look at them."""
+        return self.train_queries if LEARNERS[self.learner].uses_query else 0
+
     def passes_per_step(self, classes: int = 2) -> int:
-        """Reviews that go forward and backward in one meta-step; the last minibatch of a shuffle may be smaller."""
-        rows = classes * self.train_shots
-        shuffles, rest = divmod(self.inner_steps, -(-rows // self.inner_batch))
-        per_task = {"reptile": shuffles * rows + rest * self.inner_batch, "joint": rows, "finetuned": 0}
-        return self.meta_batch * per_task[self.learner]
+        """Reviews that go forward and backward in one meta-step."""
+        support, query = classes * self.train_shots, classes * self.query_rows
+        return self.meta_batch * LEARNERS[self.learner].review_passes(support, query, self.training_loop())
+
+    def own_settings(self, name: str) -> dict[str, str]:
+        """What a learner of the run has of its own, unchecked."""
+        listed = {"joint": self.joint, "finetuned": ("meta_steps=0", *self.finetuned)}.get(name, ())
+        dotted = parse_assignments(self.own, "own")
+        for key in dotted:
+            if key.partition(".")[0] not in LEARNERS:
+                raise BadInput(f"own: {key!r} does not begin with the name of a learner, as in maml.inner_lr=0.1")
+        mine = {key.removeprefix(f"{name}."): value for key, value in dotted.items() if key.startswith(f"{name}.")}
+        return {**parse_assignments(listed, f"the settings of {name}"), **mine}
 
     def for_learner(self, name: str, classes: int = 2) -> "Config":
         """The settings with which this run trains and tests one of its learners: its own where given, else the run's.
 
-        Joint training as a baseline gets as many review passes as the run's learner, unless its `meta_steps` is given.
+        A baseline gets as many review passes as the run's learner, unless its `meta_steps` is given.
         """
         source = f"the settings of {name}"
-        own = parse_assignments(
-            {"joint": self.joint, "finetuned": ("meta_steps=0", *self.finetuned)}.get(name, ()), source
-        )
+        own = self.own_settings(name)
         config = make_config({**asdict(self), **own, "learner": name}, source)
         for key in own:
             if key not in OWN_SETTINGS:
                 raise BadInput(f"{source}: {key} is one for the whole run — set it there, not under {name}")
-        if name == "finetuned" and config.meta_steps:
-            raise BadInput(
-                f"the settings of finetuned: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out"
-            )
-        if name == "joint" != self.learner and "meta_steps" not in own:
-            passes = self.meta_steps * self.passes_per_step(classes)
+        LEARNERS[name].check(config.training_loop())
+        if name == "finetuned":
+            if config.meta_steps:
+                raise BadInput(f"{source}: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out")
+        elif name != self.learner and "meta_steps" not in own:
+            main = self.for_learner(self.learner, classes)
+            passes = main.meta_steps * main.passes_per_step(classes)
             config = replace(config, meta_steps=max(1, round(passes / config.passes_per_step(classes))))
         return config
 
@@ -227,9 +260,12 @@ def make_config(settings: dict[str, Any], source: str) -> Config:
         config = Config(**settings)
     except ValidationError as error:
         raise invalid(error, source) from error
-    for name in config.baselines:
-        if name not in ("finetuned", "joint"):
-            raise BadInput(f"{source}: {name!r} in baselines — choose from 'finetuned' and 'joint'")
+    for setting, names in (("learner", [config.learner]), ("baselines", config.baselines)):
+        for name in names:
+            if name not in LEARNERS:
+                near = get_close_matches(name, LEARNERS, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(LEARNERS)}"
+                raise BadInput(f"{source}: {setting} is {name!r}, and there is no such learner — {hint}")
     return config
 
 

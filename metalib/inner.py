@@ -1,15 +1,16 @@
 """The inner loop: from θ, a few gradient steps on one support set, to φ."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from metalib.models import TokenizedReviews, seeded
+from metalib.models import Adapts, TokenizedReviews, adaptable, seeded
 from metalib.weights import Weights
 
 
@@ -25,6 +26,7 @@ class InnerLoop:
         schedule: `constant`, or `linear`: α falls in a straight line and would reach 0 after exactly `steps` steps.
         dropout: on or off, for the whole inner loop.
         micro_batch: at most so many reviews in one forward pass; the gradient of a step stays the same. 0 = no split.
+        adapts: which of the weights move (see `models.adaptable`); the others stay at θ.
     """
 
     steps: int
@@ -34,18 +36,23 @@ class InnerLoop:
     schedule: Literal["constant", "linear"] = "constant"
     dropout: bool = False
     micro_batch: int = 0
+    adapts: Adapts = "all"
 
-    def make_optimizer(self, weights: Weights) -> torch.optim.Optimizer:
-        """A new optimiser over the one flat vector."""
+    def make_optimizer(self, weights: Weights, names: Collection[str] | None = None) -> torch.optim.Optimizer:
+        """A new optimiser over the one flat vector, or over those parts of it that hold the named parameters."""
+        leaves = [weights.leaf(place) for place in weights.places(weights.slices if names is None else names)]
         if self.optimizer == "sgd":
-            return torch.optim.SGD([weights.leaf()], lr=self.lr)
-        return torch.optim.Adam(
-            [weights.leaf()], lr=self.lr, betas=(0.0, 0.999), fused=weights.flat.device.type != "mps"
-        )
+            return torch.optim.SGD(leaves, lr=self.lr)
+        return torch.optim.Adam(leaves, lr=self.lr, betas=(0.0, 0.999), fused=leaves[0].device.type != "mps")
 
     def lr_at(self, step: int) -> float:
         """Inner learning rate of step 0, 1, …, steps − 1."""
         return self.lr * (1 - step / self.steps) if self.schedule == "linear" else self.lr
+
+    def review_passes(self, rows: int) -> int:
+        """How many reviews all steps see together: the last minibatch of a shuffle of `rows` reviews may be smaller."""
+        shuffles, rest = divmod(self.steps, -(-rows // self.batch_size))
+        return shuffles * rows + rest * self.batch_size
 
 
 def minibatches(rows: np.ndarray, batch_size: int, steps: int, seed: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -100,12 +107,13 @@ def adapt(
     Returns:
         (k,) the loss of each step's minibatch before the step, detached. Not checked for being finite.
     """
-    optimizer = loop.make_optimizer(weights)
+    names = adaptable(model, weights.slices, loop.adapts)
+    optimizer = loop.make_optimizer(weights, names)
     losses = torch.zeros(loop.steps, device=weights.flat.device)
     if after_step:
         after_step(0)
     was_training = model.training
-    with seeded(seed, weights.flat.device):
+    with seeded(seed, weights.flat.device), only(model, names):
         for step, rows in enumerate(minibatches(support, loop.batch_size, loop.steps, seed)):
             model.train(loop.dropout)
             weights.grad.zero_()
@@ -116,6 +124,19 @@ def adapt(
                 after_step(step + 1)
     model.train(was_training)
     return losses
+
+
+@contextmanager
+def only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Inside, gradients are computed for these parameters alone: what does not adapt costs no backward pass."""
+    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -14,19 +14,36 @@ COLOURS = {
     "finetuned": "#009E73",
     "majority": "#999999",
     "best_possible": "#000000",
-}  # Okabe & Ito's palette, which readers with any colour vision can tell apart
+    "fomaml": "#88CCEE",
+    "maml": "#332288",
+    "anil": "#44AA99",
+    "protonet": "#882255",
+    "matching": "#CC6677",
+    "siamese": "#AA4499",
+    "relation": "#999933",
+}  # Okabe & Ito's palette, then Tol's muted one, which readers with any colour vision can tell apart
 LABELS = {
     "reptile": "Reptile",
     "joint": "joint training",
     "finetuned": "no meta-training",
     "majority": "majority class",
     "best_possible": "best possible",
+    "fomaml": "FOMAML",
+    "maml": "MAML",
+    "anil": "ANIL",
+    "protonet": "Prototypical",
+    "matching": "Matching",
+    "siamese": "Siamese",
+    "relation": "Relation",
 }
+UNTRAINED = "untrained_"
 SCORE = "balanced accuracy [%]"
 
 
 def label(method: str) -> str:
     """A method's name for readers."""
+    if method.startswith(UNTRAINED):
+        return f"untrained {label(method.removeprefix(UNTRAINED))}"
     return LABELS.get(method, method)
 
 

@@ -14,6 +14,7 @@ from metalib.config import Config, read_config
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS
 from metalib.folders import read_json
+from metalib.learners import Learner
 
 Clean = Callable[[object], str]
 Evaluation = dict[str, Any]  # the content of evaluation.json
@@ -176,15 +177,16 @@ Settings: [config.yaml](config.yaml). All numbers: [evaluation.json](evaluation.
     write_atomically(folder / "report.md", text.encode())
 
 
-def write_model(folder: Path, model: Any, tokenizer: Any, config: Config) -> None:
+def write_model(folder: Path, learner: Learner, tokenizer: Any, config: Config) -> None:
     """Save the meta-learned model in Hugging Face format, with a card filled from the run."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    model.save_pretrained(folder / "model")
+    learner.save(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     evaluation = read_json(folder / "evaluation.json")
-    data = ModelCardData(language="en", library_name="transformers", pipeline_tag="text-classification",
-                         tags=["meta-learning", config.learner])  # fmt: skip
+    data = ModelCardData(language="en", library_name="transformers", tags=["meta-learning", config.learner],
+                         pipeline_tag="text-classification" if learner.is_classifier else "feature-extraction",
+                         )  # fmt: skip
     settings = table(["setting", "value"], [[k, v] for k, v in asdict(config).items() if k not in ("out", "resume")])
     episodes = evaluation["episodes"]
     card = f"""---
@@ -192,9 +194,9 @@ def write_model(folder: Path, model: Any, tokenizer: Any, config: Config) -> Non
 ---
 # A meta-learned starting point for classifying reviews
 
-Trained with {escape(plots.label(config.learner))} on {escape(Path(config.data).name)}. It is meant to be adapted:
-a few gradient steps on a few labelled reviews of a new domain ({config.adapt_steps} steps at a learning rate of
-{config.adapt_lr:g} on {config.shots} reviews per class in the test below), and not to be used as it is.
+Trained with {escape(plots.label(config.learner))} on {escape(Path(config.data).name)}. It is meant to be adapted
+to a new domain from a few labelled reviews of it ({learner.how_it_adapts(config.shots)}, in the test below), and not
+to be used as it is.
 
 ## How it did on domains it had not seen
 
@@ -206,7 +208,7 @@ a few gradient steps on a few labelled reviews of a new domain ({config.adapt_st
 ## Limits
 
 The test domains are {escape(", ".join(config.test_domains))}; the intervals say nothing about others.
-Classes: {escape(", ".join(model.config.id2label.values()))}. Texts are cut to {config.max_length} tokens.
+Classes: {escape(", ".join(learner.model.config.id2label.values()))}. Texts are cut to {config.max_length} tokens.
 
 ## Settings
 

@@ -27,10 +27,11 @@ from metalib.evaluation import (
     summarise,
 )
 from metalib.folders import choose_folder, learner_folder, log_to, read_json, start_folder, write_json
+from metalib.learners import Learner, MetricLearner
 from metalib.processes import anywhere, check_restarts, describe, make_accelerator, restarts, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
 from metalib.tasks import TaskSampler, hash_tasks
-from metalib.training import Workbench, meta_train, prepare
+from metalib.training import Workbench, meta_train, prepare, training_tasks
 from metalib.world import World
 
 log = logging.getLogger("metalib")
@@ -65,7 +66,7 @@ def load_splits(config: Config) -> Splits:
     split = (config.test_domains, validation, config.split_seed, config.train_domains or None)
     splits = _read_and_split(world_of(config) or config.data, changed, *split)
     for learner in (config.learner, *config.baselines):
-        TaskSampler(splits.train, config.for_learner(learner).train_shots, 0)
+        training_tasks(config.for_learner(learner), splits.train)
     for part in filter(len, (splits.validation, splits.test)):
         TaskSampler(part, config.shots, config.queries)
     return splits
@@ -101,9 +102,8 @@ def train(config: Config) -> Path:
         thetas = train_learners(bench, folder)
         test(bench, thetas, folder)
         if accelerator.is_main_process:
-            bench.weights.restore(thetas[config.learner])
             try:
-                report.write_model(folder, bench.model, bench.tokenizer, config)
+                report.write_model(folder, trained_learner(bench, thetas), bench.tokenizer, config)
                 report.write_report(folder)
             except (OSError, SafetensorError) as error:
                 raise MetalibError(
@@ -122,8 +122,7 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def train_learners(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
     """Train the baselines and the learner; name → its trained θ (P,), in the order of the tables."""
     thetas: dict[str, torch.Tensor] = {}
-    order = [name for name in ("finetuned", "joint") if name in bench.config.baselines and name != bench.config.learner]
-    for name in [*order, bench.config.learner]:
+    for name in [*(name for name in bench.config.baselines if name != bench.config.learner), bench.config.learner]:
         config = bench.config.for_learner(name)
 
         def track(line: dict[str, Any], name: str = name) -> None:
@@ -135,6 +134,21 @@ def train_learners(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
         meta_train(bench, config, learner_folder(folder, bench.config, name), track)
         thetas[name] = bench.weights.snapshot()
     return thetas
+
+
+def trained_learner(bench: Workbench, thetas: dict[str, torch.Tensor]) -> Learner:
+    """The run's learner with the model standing at its trained θ.
+
+    A metric learner's classifier is that of the training domains' reviews: the support sets of one task from each.
+    """
+    config = bench.config.for_learner(bench.config.learner)
+    learner = bench.learner(config)
+    bench.weights.restore(thetas[config.learner])
+    if isinstance(learner, MetricLearner):
+        sampler = TaskSampler(bench.splits.train, config.train_shots, 0, config.seed, in_turn=True)
+        rows = [sampler[turn].support for turn in range(len(sampler.domains))]
+        learner.fit(bench.reviews["train"], np.concatenate(rows))
+    return learner
 
 
 def load_thetas(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
@@ -189,6 +203,9 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
     predictions = {"majority": constant_predictions(episodes, lambda task: np.full(len(task.query), majority))}
     predictions |= {name: steps[:, -1] for name, steps in along.items()}
     rivals = dict(predictions)
+    if config.untrained:
+        before = predict_all(bench, {name: bench.theta_0 for name in thetas if name != "finetuned"}, episodes)
+        predictions |= {f"untrained_{name}": steps[:, -1] for name, steps in before.items()}
     if world := world_of(config):
         predictions["best_possible"] = best_possible(world, reviews, episodes)
     if not bench.accelerator.is_main_process:
@@ -202,7 +219,11 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
         },
         "unit": "reviews of these test domains; episodes overlap, and the intervals account for it (Nadeau & Bengio)",
         "methods": {name: summarise(predicted, episodes) for name, predicted in predictions.items()},
-        "paired": compare(rivals, episodes, config.learner),
+        "paired": [
+            *compare(rivals, episodes, config.learner),
+            *(pair for name in thetas if (other := f"untrained_{name}") in predictions
+              for pair in compare({each: predictions[each] for each in (name, other)}, episodes, name)),
+        ],
     }
     curves = {
         name: {
@@ -213,10 +234,10 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
     }
     write_json(folder / "evaluation.json", evaluation)
     drawn = folder / "curves.json"  # a shot curve from `metalib evaluate` stays
-    before = {}
+    kept = {}
     with suppress(BadInput):  # not there, or broken: drawn anew
-        before = read_json(drawn)
-    write_json(drawn, {**before, "adaptation": curves})
+        kept = read_json(drawn)
+    write_json(drawn, {**kept, "adaptation": curves})
 
 
 def best_possible(world: World, reviews: Dataset, episodes: Episodes) -> np.ndarray:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import load
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +22,7 @@ from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, predict_episodes, score, score_interval
 from metalib.learners import LEARNERS, Learner
-from metalib.models import TokenizedReviews, load_model
+from metalib.models import TokenizedReviews, add_lora, load_model, seeded
 from metalib.processes import anywhere, from_main, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_tasks
@@ -53,7 +55,11 @@ class Workbench:
 
 
 def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workbench:
-    """Load the model, tokenise the reviews (once, by the first process) and put everything in its place."""
+    """Load the model, tokenise the reviews (once, by the first process) and put everything in its place.
+
+    The flat vector holds the model, its low-rank updates where a learner of the run adapts these, and the learners' own
+    modules.
+    """
     names = splits.train.features["label"].names
     with accelerator.main_process_first():
         model, tokenizer = load_model(
@@ -62,11 +68,28 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
         device = accelerator.device
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         reviews = {k: TokenizedReviews(part, tokenizer, config.max_length, device) for k, part in parts.items()}
+    extend_model(model, config)
     model.to(device)
     if accelerator.mixed_precision != "no":  # Accelerate's autocast around forward(); without DistributedDataParallel
         model = accelerator.prepare_model(model, evaluation_mode=True)
     weights = Weights(model)
     return Workbench(config, accelerator, splits, model, tokenizer, weights, weights.snapshot(), reviews)
+
+
+def extend_model(model: PreTrainedModel, config: Config) -> None:
+    """Add to the model what the learners of the run learn beside it."""
+    names = dict.fromkeys((*config.baselines, config.learner))
+    with seeded((config.seed, 1)):
+        if any(config.for_learner(name).adapt == "lora" for name in names):
+            add_lora(model, config.lora_rank)
+        own = {name: module for name in names if (module := LEARNERS[name].own_module(model)) is not None}
+    if own:
+        model.own = nn.ModuleDict(own)
+
+
+def training_tasks(config: Config, reviews: Dataset) -> TaskSampler:
+    """The endless list of tasks on which a learner is meta-trained."""
+    return TaskSampler(reviews, config.train_shots, config.query_rows, config.seed)
 
 
 class OuterStep:
@@ -155,7 +178,7 @@ def meta_train(
         LostProcess: another process of the group is gone.
     """
     accelerator, learner = bench.accelerator, bench.learner(config)
-    sampler = TaskSampler(bench.splits.train, config.train_shots, 0, config.seed)
+    sampler = training_tasks(config, bench.splits.train)
     texts = bench.splits.train["text"][:]
     bench.weights.restore(bench.theta_0)
     outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)

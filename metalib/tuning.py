@@ -38,7 +38,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
 def combinations(config: Config, grid: dict[str, list[str]]) -> list[tuple[dict[str, str], Config]]:
     """Every combination of the grid's values, with its checked settings; those that share a training stand together."""
     # The learner's own settings first, then the grid's, which must not be overridden again.
-    base = {**asdict(config.for_learner(config.learner)), "joint": (), "finetuned": (), "baselines": ()}
+    base = {**asdict(config.for_learner(config.learner)), "joint": (), "finetuned": (), "own": (), "baselines": ()}
     names = sorted(grid, key=lambda name: name in TEST_SETTINGS)
     chosen = [dict(zip(names, values, strict=True)) for values in product(*(grid[name] for name in names))]
     return [(choice, make_config({**base, **choice}, "--grid")) for choice in chosen]

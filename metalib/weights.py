@@ -1,5 +1,7 @@
 """Weights: everything that is learned, as one point θ in weight space."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ class Weights:
         flat: (P,) the weights themselves, θ or φ; writing into it writes into the modules.
         grad: (P,) where `backward()` adds the gradients.
         slices: name of a parameter → its place in the vector.
+        shapes: name of a parameter → its shape.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -27,6 +30,7 @@ class Weights:
         self.flat = torch.empty(size, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.flat)
         self.slices: dict[str, slice] = {}
+        self.shapes = {name: parameter.shape for name, parameter in named.items()}
         end = 0
         for name, parameter in named.items():
             start, end = end, end + parameter.numel()
@@ -46,8 +50,22 @@ class Weights:
         """Put the weights back to `point` (P,)."""
         self.flat.copy_(point)
 
-    def leaf(self) -> nn.Parameter:
-        """The flat vector as a single parameter, for an optimiser that steps all weights at once."""
-        parameter = nn.Parameter(self.flat)
-        parameter.grad = self.grad
+    def views(self, point: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Name → parameter, as views into any `point` (P,): what `torch.func.functional_call` takes."""
+        pieces = point.split([shape.numel() for shape in self.shapes.values()])  # one cut: its derivative is cheap
+        return {name: piece.view(self.shapes[name]) for name, piece in zip(self.slices, pieces, strict=True)}
+
+    def places(self, names: Iterable[str]) -> list[slice]:
+        """Where these parameters stand in the vector; neighbours are one slice."""
+        merged: list[slice] = []
+        for place in sorted((self.slices[name] for name in names), key=lambda place: place.start):
+            if merged and merged[-1].stop == place.start:
+                place = slice(merged.pop().start, place.stop)
+            merged.append(place)
+        return merged
+
+    def leaf(self, place: slice = slice(None)) -> nn.Parameter:
+        """The flat vector, or a slice of it, as a single parameter, for an optimiser that steps all of it at once."""
+        parameter = nn.Parameter(self.flat[place])
+        parameter.grad = self.grad[place]
         return parameter
