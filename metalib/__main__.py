@@ -1,4 +1,4 @@
-"""The command line: `metalib train`, `metalib evaluate`, `metalib tune`, `metalib seeds`, `metalib cost`."""
+"""The command line: `metalib train`, `evaluate`, `tune`, `phase`, `seeds`, `cost`."""
 
 import logging
 import os
@@ -50,6 +50,17 @@ class Tune:
 
 
 @dataclass
+class Phase:
+    """Train the learners in every world of a grid, and compare them there at every number of shots."""
+
+    file: tyro.conf.Positional[Path | None] = None
+    """YAML file of settings; flags go before it."""
+    grid: tuple[str, ...] = ()
+    """Values to try, e.g. `--grid conflict=0,0.5,1 cue=0,1 shots=1,10`."""
+    settings: Settings = field(default_factory=Config)
+
+
+@dataclass
 class Seeds:
     """One table of several finished runs that differ in their seed only: mean scores and their spread."""
 
@@ -79,7 +90,7 @@ class Cost:
     """Seconds of one task, where they were measured (a run's log has them)."""
 
 
-Asked = Train | Evaluate | Tune | Seeds | Cost
+Asked = Train | Evaluate | Tune | Phase | Seeds | Cost
 
 
 def parse(words: Sequence[str]) -> Asked:
@@ -114,7 +125,7 @@ def is_main() -> bool:
 
 def carry_out(asked: Asked) -> str:
     """Do it; returns the tables to show."""
-    from metalib import costs, report, runs, tuning  # here: `--help` and bad settings need not wait for torch
+    from metalib import costs, phase, report, runs, tuning  # here: `--help` and bad settings need not wait for torch
 
     if isinstance(asked, Cost):
         settings = {name: value for name, value in vars(asked).items() if name in DEFAULTS}
@@ -125,7 +136,10 @@ def carry_out(asked: Asked) -> str:
         return costs.costs_table(config, asked.models, asked.tflops, asked.task_seconds)
     if isinstance(asked, Seeds):
         return report.over_seeds(asked.folders)
-    if isinstance(asked, Tune):
+    if isinstance(asked, Phase):
+        folder = phase.phase(asked.settings, tuning.parse_grid(asked.grid))
+        tables = (folder / "phase.md").read_text(encoding="utf-8") if is_main() else ""
+    elif isinstance(asked, Tune):
         folder = tuning.tune(asked.settings, tuning.parse_grid(asked.grid))
         tables = (folder / "tuning.md").read_text(encoding="utf-8") if is_main() else ""
     else:

@@ -87,8 +87,8 @@ def score(predictions: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def interval(values: np.ndarray, episodes: Episodes) -> dict[str, Any]:
-    """Mean of per-episode values (episodes,) over the domains, and its 95% interval.
+def interval(values: np.ndarray, episodes: Episodes, level: float = 0.95) -> dict[str, Any]:
+    """Mean of per-episode values (episodes,) over the domains, and its 95% interval (or that of another `level`).
 
     In each domain the variance of the mean over J episodes is (1/J + ρ/(1 − ρ)) · s², the corrected resampled t-test of
     Nadeau & Bengio (2003, §3), where ρ, the correlation of two episodes, is estimated by the share of the domain's
@@ -108,7 +108,7 @@ def interval(values: np.ndarray, episodes: Episodes) -> dict[str, Any]:
     if not 0 < total < np.inf:  # no spread at all, or a single episode, which has none to show
         return {"mean": mean, "ci95": [mean, mean] if total == 0 else [None, None]}
     freedom = total**2 / np.sum(np.square(variances) / freedoms)
-    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(total) / len(means))
+    half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(total) / len(means))
     return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 

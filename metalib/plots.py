@@ -149,3 +149,41 @@ def domain_scores(methods: dict[str, dict[str, Any]], metric: str = "balanced_ac
     axes.grid(alpha=0.3, axis="y")
     figure.legend(fontsize=8, loc="outside lower center", ncols=len(methods))
     return figure
+
+
+def phase_diagram(cells: Sequence[dict[str, Any]], axes: Sequence[str]) -> Figure:
+    """Over two settings, a panel for each number of shots: who beats joint training for certain, and by how much.
+
+    The colour names the learner, its strength the points won; white cells: none is surely above joint training.
+    """
+    shots = sorted({cell["shots"] for cell in cells})
+    xs, ys = (sorted({cell[axis] for cell in cells}) for axis in axes)
+    figure, panels = plt.subplots(1, len(shots), figsize=(1.5 + 0.75 * len(xs) * len(shots), 1.6 + 0.8 * len(ys)),
+                                  layout="constrained", squeeze=False, sharey=True)  # fmt: skip
+    winners: list[str] = []
+    for panel, count in zip(panels[0], shots, strict=True):
+        for cell in (cell for cell in cells if cell["shots"] == count):
+            x, y = xs.index(cell[axes[0]]), ys.index(cell[axes[1]])
+            rivals = [pair for pair in cell["paired"] if pair["b"] == "joint"]
+            best = max(rivals, key=lambda pair: pair["difference"])
+            points, sure = 100 * best["difference"], (best["simultaneous"][0] or 0) > 0
+            if sure:
+                winners.append(best["a"])
+                panel.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=COLOURS.get(best["a"], "#777777"),
+                                              alpha=min(0.25 + points / 25, 1), linewidth=0))  # fmt: skip
+            joint = 100 * cell["methods"]["joint"]["mean"]
+            panel.text(x, y, f"{points:+.0f}\n({joint:.0f})", ha="center", va="center", fontsize=8,
+                       fontweight="bold" if sure else "normal")  # fmt: skip
+        panel.set(title=f"{count} shot{'s' * (count > 1)}", xlabel=axes[0], xlim=(-0.5, len(xs) - 0.5),
+                  ylim=(-0.5, len(ys) - 0.5))  # fmt: skip
+        panel.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
+        panel.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+        panel.grid(False)
+    panels[0][0].set_ylabel(axes[1])
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(name, "#777777")) for name in dict.fromkeys(winners)]
+    handles.append(plt.Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="#999999"))
+    names = [*(label(name) for name in dict.fromkeys(winners)), "none surely above joint training"]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
+    figure.suptitle("Points of the best learner above joint training (in brackets: joint training, "
+                    "balanced accuracy in %)", fontsize=10)  # fmt: skip
+    return figure

@@ -182,10 +182,12 @@ class Siamese(MetricLearner):
 
 
 class Relation(MetricLearner):
-    """Relation networks (Sung et al. 2018, eq. 1 and 2): r_k = g([c_k, f(q)]), squared error against 1 and 0.
+    """Relation networks (Sung et al. 2018, eq. 1 and 2): r_k = g(C(c_k, f(q))), squared error against 1 and 0.
 
     c_k is the mean of the features of class k (the paper's sum, divided by the shots, so that their number may differ
-    at the test), g two layers with a sigmoid at the end. The scores are the log-odds of r, in the same order as r.
+    at the test), g two layers with a sigmoid at the end. C puts c, q, |c − q| and c ∘ q side by side: with c and q
+    alone, the paper's first choice, an encoder that was not pretrained does not leave chance here. The scores are the
+    log-odds of r, in the same order as r.
     """
 
     name = "relation"
@@ -193,13 +195,13 @@ class Relation(MetricLearner):
     @classmethod
     def own_module(cls, model: PreTrainedModel) -> nn.Module:
         hidden = final_layer(model).in_features
-        return nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        return nn.Sequential(nn.Linear(4 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def scores(self, queries: torch.Tensor, support: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         centres = prototypes(support, classes)
         shape = (len(queries), len(centres), -1)
-        both = torch.cat([centres[None].expand(shape), queries[:, None].expand(shape)], dim=-1)
-        return self.model.own[self.name](both).squeeze(-1)
+        c, q = centres[None].expand(shape), queries[:, None].expand(shape)
+        return self.model.own[self.name](torch.cat([c, q, (c - q).abs(), c * q], dim=-1)).squeeze(-1)
 
     def loss(
         self, queries: torch.Tensor, labels: torch.Tensor, support: torch.Tensor, classes: torch.Tensor
