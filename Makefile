@@ -17,7 +17,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run results test test-all notebooks check lab lock clean
+.PHONY: help setup run results family phase test test-all notebooks check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -54,6 +54,21 @@ results: setup ## make results/world again: configs/world.yaml with three seeds
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib evaluate runs/results/world-0
 	cp runs/results/world-0/curves.json results/world/seed-0
 	cp runs/results/world-0/*.png results/world
+
+family: setup ## make results/family again: all learners of configs/family.yaml on the same episodes
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib train configs/family.yaml \
+		--out runs/results/family --resume
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib evaluate runs/results/family
+	mkdir -p results/family
+	for file in $(KEPT); do cp runs/results/family/$$file results/family || exit 1; done
+
+GRID := conflict=0,0.2,0.4,0.6,0.75,1 cue=0,0.5,1 shots=1,5,20
+
+phase: setup ## make results/phase again: learners over a grid of worlds and shots (goes on where it was stopped)
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib phase configs/phase.yaml \
+		--out runs/results/phase --resume --grid $(GRID)
+	mkdir -p results/phase
+	for file in config.yaml phase.json phase.md phase.png; do cp runs/results/phase/$$file results/phase || exit 1; done
 
 # Tests use nothing from the network, and draw to no screen.
 test test-all: export HF_HUB_OFFLINE = 1
