@@ -39,10 +39,15 @@ def percent(point: dict[str, Any]) -> str:
     return mean if low is None or low == high else f"{mean} ({100 * low:.1f} to {100 * high:.1f})"
 
 
+def trained(methods: dict[str, Any]) -> dict[str, Any]:
+    """The methods without those that are learners before their meta-training."""
+    return {name: entry for name, entry in methods.items() if not name.startswith(plots.UNTRAINED)}
+
+
 def scores_table(evaluation: Evaluation, clean: Clean = escape) -> str:
     """All methods on all test domains together."""
     rows = [[plots.label(name), *(percent(entry["overall"][metric]) for metric in METRICS)]
-            for name, entry in evaluation["methods"].items()]  # fmt: skip
+            for name, entry in trained(evaluation["methods"]).items()]  # fmt: skip
     return table(["method", *(metric.replace("_", " ") for metric in METRICS)], rows, clean)
 
 
@@ -64,18 +69,30 @@ def paired_table(evaluation: Evaluation, metric: str = "balanced_accuracy", clea
             verdict(pair),
         ]
         for pair in evaluation["paired"]
-        if pair["metric"] == metric
+        if pair["metric"] == metric and not pair["b"].startswith(plots.UNTRAINED)
     ]
     return table([f"{metric.replace('_', ' ')}, difference in points", "with 95% interval", "in words"], rows, clean)
 
 
 def domains_table(evaluation: Evaluation, metric: str = "balanced_accuracy", clean: Clean = escape) -> str:
     """One score for each method and test domain."""
-    methods = evaluation["methods"]
+    methods = trained(evaluation["methods"])
     domains = list(next(iter(methods.values()))["domains"])
     rows = [[plots.label(name), *(percent(entry["domains"][domain][metric]) for domain in domains)]
             for name, entry in methods.items()]  # fmt: skip
     return table([metric.replace("_", " "), *domains], rows, clean)
+
+
+def gains_table(evaluation: Evaluation, metric: str = "balanced_accuracy", clean: Clean = escape) -> str:
+    """What meta-training gave each learner, against itself before it; empty where that was not tested."""
+    rows = []
+    for pair in evaluation["paired"]:
+        if pair["metric"] == metric and pair["b"].startswith(plots.UNTRAINED):
+            after, before = (evaluation["methods"][pair[side]]["overall"][metric] for side in ("a", "b"))
+            gain = {"mean": pair["difference"], "ci95": pair["ci95"]}
+            rows.append([plots.label(pair["a"]), percent(after), percent(before), percent(gain)])
+    head = [metric.replace("_", " "), "meta-trained", "before", "gain in points, with 95% interval"]
+    return table(head, rows, clean) if rows else ""
 
 
 def summary(folder: Path) -> str:
@@ -83,8 +100,9 @@ def summary(folder: Path) -> str:
     evaluation = read_json(folder / "evaluation.json")
     episodes = evaluation["episodes"]
     words = "{count} test episodes, {shots} shots and {queries} queries per class; percent, with 95% intervals\n\n"
-    tables = (scores_table(evaluation, str), paired_table(evaluation, clean=str), domains_table(evaluation, clean=str))
-    return words.format(**episodes) + "\n".join(tables)
+    tables = (scores_table(evaluation, str), paired_table(evaluation, clean=str), gains_table(evaluation, clean=str),
+              domains_table(evaluation, clean=str))  # fmt: skip
+    return words.format(**episodes) + "\n".join(each for each in tables if each)
 
 
 def over_seeds(folders: Sequence[Path]) -> str:
@@ -152,7 +170,7 @@ def write_report(folder: Path) -> None:
     figures = {
         "learning_curve": plots.learning_curve(read_metrics(folder, config)),
         "adaptation_curve": plots.accuracy_curve(curves["adaptation"], "steps", queries),
-        "domains": plots.domain_scores(evaluation["methods"]),
+        "domains": plots.domain_scores(trained(evaluation["methods"])),
     }
     if "shots" in curves:
         figures["shot_curve"] = plots.accuracy_curve(curves["shots"], "shots", queries)
@@ -169,6 +187,7 @@ Unit of the intervals: {evaluation["unit"]}.
 
 {scores_table(evaluation)}
 {paired_table(evaluation)}
+{gains_table(evaluation)}
 {domains_table(evaluation)}
 {images}
 Settings: [config.yaml](config.yaml). All numbers: [evaluation.json](evaluation.json), [curves.json](curves.json),
