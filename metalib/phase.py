@@ -1,13 +1,16 @@
 """When does it pay: learners compared over a grid of worlds and shots, cell by cell, on the same episodes."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from metalib.config import Config, make_config
@@ -15,7 +18,7 @@ from metalib.errors import BadInput
 from metalib.evaluation import Episodes, interval, score, score_interval
 from metalib.folders import choose_folder, log_to, read_json, refuse_other_settings, start_folder, write_json
 from metalib.plots import label, phase_diagram, plt
-from metalib.processes import make_accelerator
+from metalib.processes import from_main, make_accelerator
 from metalib.report import percent, table
 from metalib.runs import load_splits, predict_all, train_learners
 from metalib.tasks import TaskSampler
@@ -27,16 +30,30 @@ Cell = dict[str, Any]
 
 
 def worlds(config: Config, grid: dict[str, list[str]]) -> tuple[list[tuple[str, Config]], list[int]]:
-    """The trainings of a grid, name → settings, and the shots at which each is tested.
+    """The trainings of a grid, each once, name → settings, and the shots at which each is tested.
 
     Raises:
-        BadInput: a setting or value that does not exist, or shots that are no whole numbers above 0.
+        BadInput: a setting or value that does not exist, shots that are no whole numbers above 0, or a world without
+            joint training and a rival.
     """
     grid = dict(grid)
     shots = [make_config({"shots": value}, "--grid").shots for value in grid.pop("shots", [str(config.shots)])]
-    chosen = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    named = {",".join(f"{k}={v}" for k, v in choice.items()) or "all": choice for choice in chosen}
-    return [(name, make_config({**vars(config), **choice}, "--grid")) for name, choice in named.items()], sorted(set(shots))
+    named: dict[str, Config] = {}
+    for values in product(*grid.values()):
+        world = make_config({**vars(config), **dict(zip(grid, values, strict=True))}, "--grid")
+        learners = {world.learner, *world.baselines}
+        if "joint" not in learners or len(learners) == 1:
+            raise BadInput(f"rivals are compared with joint training; the learners are {', '.join(sorted(learners))} "
+                           "— name joint and a rival, as in --learner reptile --baselines joint")  # fmt: skip
+        named[",".join(f"{key}={spelled(value)}" for key, value in settings_of(world, grid).items()) or "all"] = world
+    if not named or not shots:
+        raise BadInput("a setting of the grid has no values — write setting=value,value,…")
+    return list(named.items()), sorted(set(shots))
+
+
+def spelled(value: Any) -> str:
+    """A setting's value in the name of a world: 0 and 0.0 are the same one."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def phase(config: Config, grid: dict[str, list[str]]) -> Path:
@@ -53,9 +70,13 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
     folder = choose_folder(config, accelerator, "phase-")
     for name, world in trainings:
         refuse_other_settings(folder / name, world)
-    cells: list[Cell] = read_json(folder / "phase.json")["cells"] if (folder / "phase.json").exists() else []
+    cells = finished_cells(folder / "phase.json", grid, accelerator)
     done = {(cell["world"], cell["shots"]) for cell in cells}
-    TaskSampler(load_splits(trainings[0][1]).test, max(shots), config.queries)  # enough reviews? Before the work
+    for name, world in trainings:  # are there reviews enough? Before the work
+        if any((name, count) not in done for count in shots):
+            with accelerator.main_process_first():
+                splits = load_splits(world)
+            TaskSampler(splits.test, max(shots), world.queries)
     if accelerator.is_main_process:
         start_folder(folder, config)
     accelerator.wait_for_everyone()
@@ -80,16 +101,36 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
     return folder
 
 
+def finished_cells(path: Path, grid: dict[str, list[str]], accelerator: Accelerator) -> list[Cell]:
+    """The cells that are there already, the same on all processes; none at the start.
+
+    Raises:
+        BadInput: the file is broken, or its grid is one over other settings.
+    """
+    cells = read_cells(path) if path.exists() else []
+    cells = json.loads(from_main(accelerator, json.dumps(cells).encode()))  # machines need not share a disk
+    axes = [name for name in grid if name != "shots"]
+    if cells and axes_of(cells) != axes:
+        raise BadInput(f"{str(path)!r} holds a grid over {axes_of(cells)}, not {axes} — name another --out")
+    return cells
+
+
+def axes_of(cells: Sequence[Cell]) -> list[str]:
+    """The settings that a grid is made of, shots left out."""
+    return [name for name in cells[0] if name not in ("world", "shots", "episodes", "methods", "paired")]
+
+
 def settings_of(world: Config, grid: dict[str, list[str]]) -> dict[str, Any]:
-    """The values of the grid's settings in one world."""
-    return {name: getattr(world, name) for name in grid if name != "shots"}
+    """The values of the grid's settings in one world, lists as one text."""
+    values = {name: getattr(world, name) for name in grid if name != "shots"}
+    return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def compare_at(bench: Workbench, thetas: dict[str, Any], shots: int) -> Cell:
     """One cell: every learner's balanced accuracy, and its paired difference from joint training and from the best.
 
-    `simultaneous` intervals hold for all differences of the cell together (Bonferroni): whoever looks for the best of
-    several rivals must ask more of each.
+    `simultaneous` intervals hold for all pairs of the cell's learners together (Bonferroni): whoever looks for the best
+    of several rivals must ask more of each.
     """
     config = bench.config
     sampler = TaskSampler(bench.splits.test, shots, config.queries, config.split_seed, in_turn=True)
@@ -97,15 +138,20 @@ def compare_at(bench: Workbench, thetas: dict[str, Any], shots: int) -> Cell:
     predictions = predict_all(bench, thetas, episodes, shots=shots)
     values = {name: score(predicted[:, -1], episodes.labels)[METRIC] for name, predicted in predictions.items()}
     ranked = sorted(values, key=lambda name: -float(np.mean(values[name])))
-    pairs = [(name, "joint") for name in ranked if name != "joint" and "joint" in values]
-    pairs += [(ranked[0], name) for name in ranked[1:] if name != "joint"]
-    level = 1 - 0.05 / max(len(pairs), 1)
+    pairs = [(name, "joint") for name in ranked if name != "joint"]
+    pairs += [(ranked[0], name) for name in ranked[1:] if "joint" not in (ranked[0], name)]
+    level = simultaneous_level(len(values))
     return {
         "shots": shots,
         "episodes": len(episodes.tasks),
         "methods": {name: score_interval(values[name], episodes) for name in values},
         "paired": [paired(a, b, values[a] - values[b], episodes, level) for a, b in pairs],
     }
+
+
+def simultaneous_level(learners: int) -> float:
+    """The level of each interval at which those of all pairs of `learners` ≥ 2 hold together in 95 of 100 cases."""
+    return 1 - 0.05 / comb(learners, 2)
 
 
 def paired(a: str, b: str, differences: np.ndarray, episodes: Episodes, level: float) -> dict[str, Any]:
@@ -136,11 +182,11 @@ def phase_table(cells: Sequence[Cell], axes: Sequence[str]) -> str:
 
 def write(folder: Path, cells: list[Cell], config: Config) -> None:
     """`phase.json`, and the same as a table and as a figure."""
-    axes = [name for name in cells[0] if name not in ("world", "shots", "episodes", "methods", "paired")]
+    axes = axes_of(cells)
     write_json(folder / "phase.json", {"axes": axes, "cells": cells})
     text = (
         f"Balanced accuracy on {cells[0]['episodes']} test episodes in percent, with 95% intervals. The last column "
-        "holds simultaneous 95% intervals (Bonferroni over the differences of the cell).\n\n"
+        "holds simultaneous 95% intervals (Bonferroni over the pairs of learners in a cell).\n\n"
     )
     (folder / "phase.md").write_text(text + phase_table(cells, axes), encoding="utf-8")
     if len(axes) == 2:
@@ -155,7 +201,11 @@ def read_cells(path: Path) -> list[Cell]:
     Raises:
         BadInput: it cannot be read, or holds no cells.
     """
-    cells = read_json(path).get("cells")
+    try:
+        cells = read_json(path).get("cells")
+    except BadInput:
+        cells = None
     if not isinstance(cells, list) or not cells:
-        raise BadInput(f"{str(path)!r} holds no cells — `metalib phase --resume` makes them")
+        raise BadInput(f"{str(path)!r} holds no cells that can be read — delete it, and `metalib phase … --resume` "
+                       "makes it again from the trainings beside it")  # fmt: skip
     return cells

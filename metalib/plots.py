@@ -176,8 +176,8 @@ def phase_diagram(cells: Sequence[dict[str, Any]], axes: Sequence[str]) -> Figur
                        fontweight="bold" if sure else "normal")  # fmt: skip
         panel.set(title=f"{count} shot{'s' * (count > 1)}", xlabel=axes[0], xlim=(-0.5, len(xs) - 0.5),
                   ylim=(-0.5, len(ys) - 0.5))  # fmt: skip
-        panel.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-        panel.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+        panel.set_xticks(range(len(xs)), [x if isinstance(x, str) else f"{x:g}" for x in xs])
+        panel.set_yticks(range(len(ys)), [y if isinstance(y, str) else f"{y:g}" for y in ys])
         panel.grid(False)
     panels[0][0].set_ylabel(axes[1])
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(name, "#777777")) for name in dict.fromkeys(winners)]
