@@ -9,6 +9,7 @@ import pytest
 from metalib.__main__ import Train, parse
 from metalib.config import Config, make_config, read_config, write_config
 from metalib.errors import BadInput
+from metalib.learners import LEARNERS
 
 
 def settings(*words: str) -> Config:
@@ -92,9 +93,12 @@ def test_resuming_takes_the_settings_of_the_folder(tmp_path: Path) -> None:
         ({"inner_lr": float("nan")}, ["inner_lr is nan", "finite"]),
         ({"epsilon": float("inf")}, ["epsilon is inf", "finite"]),
         ({"conflict": 2}, ["conflict is 2", "less than or equal to 1"]),
-        ({"learner": "mammal"}, ["learner is 'mammal'", "'reptile'"]),
-        ({"baselines": ["joint", "nope"]}, ["'nope' in baselines", "'finetuned' and 'joint'"]),
+        ({"learner": "mammal"}, ["learner is 'mammal'", "no such learner — did you mean 'maml'?"]),
+        ({"baselines": ["joint", "nope"]}, ["baselines is 'nope'", "choose from reptile, "]),
         ({"joint": 3}, ["joint is 3"]),
+        ({"own": 3}, ["own is 3"]),
+        ({"adapt": "tail"}, ["adapt is 'tail'", "'head', 'bias' or 'lora'"]),
+        ({"lora_rank": 0}, ["lora_rank is 0", "greater than or equal to 1"]),
     ],
 )
 def test_settings_that_cannot_be_used(given: dict[Any, Any], said: list[str]) -> None:
@@ -151,3 +155,49 @@ def test_finetuned_is_not_meta_trained() -> None:
 def test_a_wrong_setting_of_a_baseline_names_the_baseline() -> None:
     with pytest.raises(BadInput, match=r"settings of joint: unknown setting 'epsilom' — did you mean 'epsilon'"):
         Config(joint={"epsilom": 1}).for_learner("joint")
+
+
+def test_own_settings_of_any_learner_are_the_same_as_yaml_and_as_a_flag(tmp_path: Path) -> None:
+    nested = read_config(yaml(tmp_path, "own: {maml: {inner_lr: 0.1, inner_optimizer: sgd}, reptile: {seed: 1}}\n"))
+    flags = settings("--own", "maml.inner_lr=0.1", "maml.inner_optimizer=sgd", "reptile.seed=1")
+    assert nested == flags
+    maml, fomaml = (replace(flags, own=flags.own[:2]).for_learner(name) for name in ("maml", "fomaml"))
+    assert (maml.inner_lr, maml.inner_optimizer) == (0.1, "sgd")
+    assert (fomaml.inner_lr, fomaml.inner_optimizer) == (Config().inner_lr, "adam")
+    write_config(flags, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == flags
+    with pytest.raises(BadInput, match="settings of reptile: seed is one for the whole run"):
+        flags.for_learner("reptile")
+
+
+@pytest.mark.parametrize("main", ["reptile", "maml", "protonet", "joint"])
+def test_every_baseline_gets_as_many_review_passes_as_the_learner(main: str) -> None:
+    config = Config(learner=main, inner_optimizer="sgd", meta_steps=120, inner_steps=7, train_queries=9)
+    queries = 5 * 2 * 9  # of a meta-batch
+    passes = {"reptile": 350, "maml": 350 + queries, "protonet": 400 + queries, "joint": 400}[main] * 120
+    for name in LEARNERS:
+        mine = config.for_learner(name)
+        if name == "finetuned":
+            assert mine.meta_steps == 0
+        else:
+            assert abs(mine.meta_steps * mine.passes_per_step() - passes) <= mine.passes_per_step() / 2, name
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "said"),
+    [
+        ({}, "maml", "maml with inner_optimizer='adam'.*take inner_optimizer=sgd"),
+        ({}, "anil", "anil with inner_optimizer='adam'"),
+        ({"inner_optimizer": "sgd", "micro_batch": 2}, "maml", "maml with micro_batch=2"),
+        ({"inner_optimizer": "sgd", "adapt": "bias"}, "anil", "anil with adapt='bias'.*take maml"),
+        ({"own": {"anil": {"inner_optimizer": "sgd", "adapt": "lora"}}}, "anil", "anil with adapt='lora'"),
+        *(({"micro_batch": 2}, n, f"{n} with micro_batch=2") for n in ("protonet", "matching", "siamese", "relation")),
+        ({"own": {"mamal": {"inner_lr": 0.1}}}, "reptile", "'mamal.inner_lr' does not begin with the name"),
+        ({"own": {"reptile": {"inner_lrr": 0.1}}}, "reptile", "settings of reptile: unknown setting 'inner_lrr'"),
+        ({"own": {"reptile": {"shots": 1}}}, "reptile", "shots is one for the whole run"),
+        ({"own": ("reptile.epsilon",)}, "reptile", "'reptile.epsilon' is not of the form setting=value"),
+    ],
+)
+def test_what_a_learner_cannot_do(given: dict[str, Any], name: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Config(**given).for_learner(name)
