@@ -1,6 +1,7 @@
 """What several test modules share: a few hundred reviews of the generated world, and a workbench on them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -65,3 +66,18 @@ def bench(shared_bench: Workbench) -> Iterator[Workbench]:
     put_back()
     yield shared_bench
     put_back()
+
+
+@pytest.fixture(scope="session")
+def shared_family(config: Config, splits: Splits) -> Workbench:
+    """Use `family`, which puts θ₀ back."""
+    return prepare(replace(config, baselines=("siamese", "relation")), splits, make_accelerator())
+
+
+@pytest.fixture
+def family(shared_family: Workbench) -> Iterator[Workbench]:
+    """As `bench`, with the learners' own modules in the vector; at θ₀ · 3, where texts differ clearly."""
+    shared_family.weights.restore(3 * shared_family.theta_0)
+    shared_family.weights.grad.zero_()
+    shared_family.model.eval()
+    yield shared_family

@@ -156,8 +156,8 @@ def test_no_network_for_a_url(refused: Refused) -> None:
         ("inner_lr: -1", ["inner_lr is -1", "greater than 0"]),
         ("meta_steps: many", ["meta_steps is 'many'", "integer"]),
         ("conflict: 2", ["conflict is 2", "less than or equal to 1"]),
-        ("learner: mammal", ["learner is 'mammal'", "'reptile'"]),
-        ("baselines: [nope]", ["'nope' in baselines — choose from"]),
+        ("learner: mammal", ["learner is 'mammal'", "no such learner — did you mean 'maml'?"]),
+        ("baselines: [nope]", ["baselines is 'nope'", "choose from reptile, "]),
     ],
 )
 def test_bad_config_files(refused: Refused, here: Path, text: str, said: list[str]) -> None:
@@ -194,7 +194,6 @@ def test_flags_out_of_their_range(refused: Refused, file: list[str], flag: str, 
     [
         (["train", "good.yaml", "--inner-lrr", "1"], "--inner-lr "),
         (["train", "good.yaml", "--shots", "ten"], "--shots"),
-        (["train", "good.yaml", "--learner", "mammal"], "mammal"),
         (["train", "good.yaml", "more.yaml"], "more.yaml"),
         (["trian"], "train"),
         (["evaluate"], "PATH"),
@@ -223,9 +222,28 @@ def test_help_lists_every_setting_as_a_flag(capsys: pytest.CaptureFixture[str]) 
         assert {"--" + field.name.replace("_", "-") for field in fields(Config)} <= flags
 
 
-def test_unknown_tracker_and_baseline(refused: Refused) -> None:
+def test_unknown_tracker_learner_and_baseline(refused: Refused) -> None:
+    assert "learner is 'mammal', and there is no such learner — did" in refused("train", "--learner", "mammal")
     assert "tracker 'nope' is not installed here or unknown — choose" in refused("train", "--trackers", "nope")
-    assert "'nope' in baselines — choose" in refused("train", "--baselines", "nope")
+    assert "baselines is 'nope', and there is no such learner — choose" in refused("train", "--baselines", "nope")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learner", "maml"], "maml with inner_optimizer='adam'"),
+        (["--baselines", "anil"], "anil with inner_optimizer='adam'"),
+        (["--learner", "maml", "--inner-optimizer", "sgd", "--micro-batch", "2"], "maml with micro_batch=2"),
+        (["--learner", "anil", "--inner-optimizer", "sgd", "--adapt", "bias"], "anil with adapt='bias'"),
+        (["--baselines", "protonet", "--micro-batch", "2"], "protonet with micro_batch=2"),
+        (["--own", "mamal.inner_lr=0.1"], "own: 'mamal.inner_lr' does not begin with the name of a learner"),
+        (["--own", "joint.inner_lrr=0.1"], "settings of joint: unknown setting 'inner_lrr'"),
+        (["--own", "joint.adapt=tail"], "settings of joint: adapt is 'tail'"),
+        (["--learner", "relation", "--train-queries", "40"], "shots=6 with queries=40 needs 46"),
+    ],
+)
+def test_settings_that_a_learner_cannot_do(refused: Refused, flags: list[str], said: str) -> None:
+    assert said in refused("train", "good.yaml", *flags)
 
 
 @pytest.mark.parametrize(
