@@ -28,11 +28,9 @@ class Reptile(Learner):
     outer = "sgd"
 
     def direction(self, reviews: TokenizedReviews, task: Task, seed: tuple[int, ...]) -> Direction:
-        theta = self.weights.snapshot()
-        losses = adapt(self.model, self.weights, reviews, task.support, self.training_loop, seed)
-        direction = self.weights.flat - theta
-        self.weights.restore(theta)
-        return direction, losses
+        with untouched(self.model, self.weights) as theta:
+            losses = adapt(self.model, self.weights, reviews, task.support, self.training_loop, seed)
+            return self.weights.flat - theta, losses
 
 
 class FOMAML(Learner):
