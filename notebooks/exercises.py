@@ -4,12 +4,31 @@ Each `check_…` takes the learner's function. It prints one line where the answ
 with a hint that names the mistake where it is not. In the notebooks, `teaching.attempt` prints that hint.
 """
 
+import copy
 import math
-from collections.abc import Callable
-from functools import wraps
+import runpy
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache, wraps
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
+from accelerate import Accelerator
+
+import metalib.__main__
+from metalib.config import Config
+from metalib.learners import LEARNERS, Learner
+from metalib.models import TokenizedReviews, load_model
+from metalib.reviews import split_domains
+from metalib.training import Workbench, extend_model, meta_train, training_tasks
+from metalib.weights import Weights
+from metalib.world import World
 
 
 def exercise(check: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -515,3 +534,294 @@ def check_meta_step_seconds(answer: Callable[[int, int, int, float, float], floa
     assert not close(rest, sending * 1e9 / 2**30), "1 Gbit is 10⁹ bits, not 2³⁰"
     assert right, f"here the computing takes {computing} s and the sending {sending:.3f} s"
     assert close(answer(numbers, 5, 1, seconds, gbits), 5 * seconds), "a single GPU sends nothing"
+
+
+# 07_other_learners
+
+
+@exercise
+def check_linear_prototypes(answer: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> None:
+    """the matrix and the bias score as the distances to the prototypes do."""
+    rng = np.random.default_rng(0)
+    support, queries = rng.normal(size=(9, 4)) + 1, rng.normal(size=(6, 4))
+    labels = np.array([0, 2, 1, 0, 2, 1, 2, 2, 0])
+    centres = np.stack([support[labels == k].mean(0) for k in range(3)])  # (classes, hidden)
+    found = answer(support, labels)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert isinstance(found, tuple) and len(found) == 2, "return two arrays: W of shape (classes, hidden), and b"
+    w, b = (np.asarray(part) for part in found)
+    assert w.shape != (4, 3), "W is (hidden, classes): its rows belong to the classes, transpose it"
+    assert w.shape == (3, 4), f"W must be (classes, hidden) = (3, 4), yours is {w.shape}"
+    assert b.shape == (3,), f"b must hold one number for each class, (3,), yours is {b.shape}"
+
+    def alike(w: np.ndarray, b: np.ndarray, other_w: np.ndarray, other_b: np.ndarray) -> bool:
+        """Whether the scores differ by no more than what all classes share."""
+        gap = queries @ (w - other_w).T + (b - other_b)  # (queries, classes)
+        return bool(np.allclose(gap, gap[:, :1]))
+
+    norms = (centres**2).sum(1)
+    sums = centres * np.bincount(labels)[:, None]
+    assert not alike(w, b, centres, -norms), "the factor 2 is missing: −‖f − c‖² has 2 c·f in it"
+    assert not alike(w, b, 2 * centres, norms), "b has the wrong sign: it is −‖c‖²"
+    assert not alike(w, b, 2 * centres, 0 * norms), "b is left out: −‖c‖² differs from class to class"
+    assert not alike(w, b, 2 * centres, -np.sqrt(norms)), "the norm in b must be squared"
+    assert not alike(w, b, -2 * centres, norms), "flipped sign: these are distances, and near must score high"
+    assert not alike(w, b, 2 * sums, -(sums**2).sum(1)), "you add the features of a class: a prototype is their mean"
+    assert alike(w, b, 2 * centres, -norms), "the scores do not differ between classes as −‖f − c‖² does"
+
+
+@exercise
+def check_maml_direction(answer: Callable[..., np.ndarray]) -> None:
+    """the direction of MAML is that of first-order MAML, sent back through every inner step."""
+    rng = np.random.default_rng(1)
+    theta, alpha, kinds = rng.normal(size=3), 0.15, range(4)
+    roots, centres = rng.normal(size=(4, 3, 3)), rng.normal(size=(4, 3))
+    batches = list(kinds)
+
+    def gradient(weights: np.ndarray, batch: int) -> np.ndarray:
+        away = weights - centres[batch]
+        return roots[batch] @ roots[batch].T @ away + 0.5 * away**3
+
+    def hessian(weights: np.ndarray, batch: int) -> np.ndarray:
+        return roots[batch] @ roots[batch].T + np.diag(1.5 * (weights - centres[batch]) ** 2)
+
+    before = theta.copy()
+    found = answer(theta, batches, gradient, hessian, alpha)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert same(theta, before), "θ itself has moved: `phi -= …` writes into θ; start from a copy"
+    path = [theta]
+    for batch in batches:
+        path.append(path[-1] - alpha * gradient(path[-1], batch))
+    last, one = gradient(path[-2], batches[-1]), np.eye(3)
+
+    def back(factors: list[np.ndarray]) -> np.ndarray:
+        """The factors of the first step stand leftmost."""
+        end = last
+        for factor in reversed(factors):
+            end = factor @ end
+        return -end
+
+    hessians = [hessian(path[step], batch) for step, batch in enumerate(batches[:-1])]
+    factors = [one - alpha * h for h in hessians]
+    right = back(factors)
+    late = [one - alpha * hessian(path[step + 1], batch) for step, batch in enumerate(batches[:-1])]
+    assert np.shape(found) == (3,), f"return one direction of shape (3,), not something of shape {np.shape(found)}"
+    assert not same(found, -right), "flipped sign: the direction goes downhill, against the gradient"
+    assert not same(found, -last), "this is first-order MAML: the factors I − α H are missing"
+    assert not same(found, back(factors[::-1])), (
+        "the factors stand in the wrong order: go back from the query, so that the last inner step's comes first"
+    )
+    assert not same(found, back([one + alpha * h for h in hessians])), "each factor is I − α H, with a minus"
+    assert not same(found, back([one - h for h in hessians])), "α is missing: each factor is I − α H"
+    assert not same(found, back([one - alpha * hessian(theta, batch) for batch in batches[:-1]])), (
+        "every Hessian is taken at θ: take each where its step began"
+    )
+    assert not same(found, back(late)), "each Hessian is taken one step too late: take it where its step began"
+    assert not same(found, back([*factors, one - alpha * hessian(path[-2], batches[-1])])), (
+        "the query minibatch has a factor, too: it is no inner step"
+    )
+    assert not same(found, back(factors[-1:])), "only the last inner step has a factor: all of them have"
+    assert not same(found, back([one * f for f in factors])), "`*` multiplies number by number: use `@`"
+    assert same(found, right), f"the direction should be {right.round(4)}, yours is {np.round(found, 4)}"
+
+
+MOST_LINES = 40
+
+
+@exercise
+def check_tenth_learner(answer: str | Path) -> None:
+    """one file, a rule of its own: it trains through the outer loop, and leaves no trace."""
+    file = Path(answer)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES, f"the file has {len(lines)} lines: {MOST_LINES} at most"
+    with library_as_it_was() as (before, changed):
+        kind = only_learner_in(file, before)
+        assert not changed(), f"your file changes {changed()[0]}: leave the library alone, inherit from its classes"
+        bench = small_bench(kind.name)
+        config = bench.config.for_learner(kind.name)
+        learner, reviews = bench.learner(config), bench.reviews["train"]
+        tasks = [training_tasks(config, bench.splits.train)[index] for index in (0, 1)]
+        dice, mode = torch.get_rng_state(), bench.model.training
+
+        def direction(task: int) -> np.ndarray:
+            found = learner.direction(reviews, tasks[task], (0, task))
+            assert isinstance(found, tuple) and len(found) == 2, "`direction` returns two tensors: direction and losses"
+            assert found[0].shape == bench.theta_0.shape, (
+                f"the direction has the shape {tuple(found[0].shape)}, but θ has {tuple(bench.theta_0.shape)}"
+            )
+            assert torch.equal(bench.weights.flat, bench.theta_0), (
+                "the weights do not end at θ: put them back, `self.weights.restore(theta)`, or work inside `untouched`"
+            )
+            assert found[1].dim() == 1 and len(found[1]) >= 1, "the losses are a tensor of shape (n,), n at least 1"
+            return found[0].detach().clone().numpy()
+
+        first, second = direction(0), direction(1)
+        assert np.isfinite(first).all(), "the direction has numbers in it that are not finite"
+        assert first.any(), "the direction is zero: θ would never move"
+        assert np.array_equal(direction(0), first), (
+            "the same task and seed gave another direction: draw inside `seeded(seed)`, keep nothing from task to task"
+        )
+        assert not np.array_equal(first, second), "two tasks gave the same direction: look at `task`"
+        assert torch.equal(torch.get_rng_state(), dice), "the random state has moved: draw inside `seeded(seed)`"
+        assert bench.model.training == mode, "the model is in another mode than before: work inside `untouched`"
+        classes = learner.predict(bench.reviews["test"], a_test_task(bench), (0, 0))
+        assert set(classes.tolist()) <= {0, 1}, f"the classes are 0 and 1; you predict {sorted(set(classes.tolist()))}"
+        assert torch.equal(bench.weights.flat, bench.theta_0), "a prediction has left its trace in the weights"
+        with tempfile.TemporaryDirectory() as folder:
+            meta_train(bench, config, Path(folder))
+        assert not torch.equal(bench.weights.flat, bench.theta_0), "after some meta-steps θ is where it was"
+
+
+@contextmanager
+def library_as_it_was() -> Iterator[tuple[dict[str, type[Learner]], Callable[[], list[str]]]]:
+    """Yields the learners that there are, and what tells which things of the library are not what they were.
+
+    Afterwards all of it is what it was.
+    """
+    learners = dict(LEARNERS)
+    owners = [module for name, module in sys.modules.items() if name.partition(".")[0] == "metalib"]
+    held = [(owner, name, value) for owner in (*owners, *learners.values()) for name, value in vars(owner).items()]
+
+    def changed() -> list[str]:
+        return [f"{owner.__name__}.{name}" for owner, name, value in held if vars(owner).get(name) is not value]
+
+    try:
+        yield learners, changed
+    finally:
+        for owner, name, value in held:
+            if vars(owner).get(name) is not value:
+                setattr(owner, name, value)
+        LEARNERS.clear()
+        LEARNERS.update(learners)
+
+
+def only_learner_in(file: Path, before: dict[str, type[Learner]]) -> type[Learner]:
+    """The learner that the file defines, found where all are; and a check that the file can be run."""
+    with mock.patch.object(metalib.__main__, "main", return_value=0) as started:
+        try:
+            runpy.run_path(str(file), run_name="tenth")
+        except SystemExit:
+            raise AssertionError("importing your file ends the program: write `if __name__ == '__main__':`") from None
+        assert not started.called, "importing your file starts a run: write `if __name__ == '__main__':` before it"
+        found = {name: kind for name, kind in LEARNERS.items() if before.get(name) is not kind}
+        taken = sorted(set(found) & set(before))
+        assert not taken, f"the name {taken[:1]} is taken: choose another"
+        assert found, "no learner is defined: inherit from `Learner` or one of its subclasses, and give it a `name`"
+        assert len(found) == 1, f"one learner is wanted, yours are {sorted(found)}"
+        kind = next(iter(found.values()))
+        assert getattr(kind, "outer", None) in ("sgd", "adam"), "give it an outer optimiser: outer = 'sgd' or 'adam'"
+        with suppress(SystemExit):
+            runpy.run_path(str(file), run_name="__main__")
+        assert started.called, "the file starts nothing when it is run: let it end with a call of metalib's `main`"
+    return kind
+
+
+@cache
+def small_data() -> tuple[Config, Any, Any, Any]:
+    """Settings of a run of seconds, a few reviews of six domains, and a tiny model that nobody has touched."""
+    config = Config(
+        test_domains=("automotive",), validation_domains=("books",), max_length=48, baselines=(), meta_steps=2,
+        meta_batch=2, train_shots=6, train_queries=5, inner_steps=3, inner_batch=5, shots=5, queries=5, adapt_steps=3,
+        validations=0,
+    )  # fmt: skip
+    everything = World().reviews()
+    domains = everything["domain"][:]
+    firsts = [domains.index(domain) for domain in ("automotive", "baby", "books", "dvd", "music")]
+    reviews = everything.select([row for first in firsts for row in range(first, first + 100)])
+    splits = split_domains(reviews, config.test_domains, config.validation_domains, config.split_seed)
+    names = splits.train.features["label"].names
+    return config, splits, names, load_model("tiny", splits.train["text"], names, 0, 0, config.max_length)
+
+
+def small_bench(name: str) -> Workbench:
+    """A workbench for one learner, made anew each time."""
+    config, splits, _, (model, tokenizer) = small_data()
+    config, model = replace(config, learner=name), copy.deepcopy(model)
+    extend_model(model, config)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    reviews = {part: TokenizedReviews(rows, tokenizer, config.max_length) for part, rows in parts.items()}
+    weights = Weights(model)
+    return Workbench(config, Accelerator(cpu=True), splits, model, tokenizer, weights, weights.snapshot(), reviews)
+
+
+def a_test_task(bench: Workbench) -> Any:
+    """A task of the test domain."""
+    return training_tasks(replace(bench.config, train_shots=5, learner="fomaml"), bench.splits.test)[0]
+
+
+# 08_when_does_it_pay
+
+
+@exercise
+def check_who_wins(answer: Callable[[dict[str, Any]], str]) -> None:
+    """surely above joint training, and by the simultaneous interval."""
+
+    def pair(a: str, b: str, difference: float, narrow: float, wide: float | None) -> dict[str, Any]:
+        ends = [None, None] if wide is None else [difference - wide, difference + wide]
+        plain = [difference - narrow, difference + narrow]
+        return {"a": a, "b": b, "difference": difference, "ci95": plain, "simultaneous": ends}
+
+    def ask(pairs: list[dict[str, Any]], **means: float) -> str:
+        entries = {name: {"mean": mean, "ci95": [mean - 0.1, mean + 0.1]} for name, mean in means.items()}
+        found = answer({"shots": 5, "episodes": 60, "methods": entries, "paired": pairs})
+        assert found is not None, "your function returns None; did you forget `return`? No winner is 'joint'"
+        assert isinstance(found, str), f"return a learner's name, not {type(found).__name__}"
+        return found
+
+    sure, vague = pair("reptile", "joint", 0.05, 0.02, 0.03), pair("protonet", "joint", 0.07, 0.06, 0.08)
+    found = ask([vague, sure, pair("protonet", "reptile", 0.02, 0.03, 0.04)], joint=0.8, reptile=0.85, protonet=0.87)
+    assert found != "protonet", (
+        "protonet has the largest difference, but its simultaneous interval, -0.01 to 0.15, reaches below zero: the "
+        "plain `ci95` and the mean do not settle it"
+    )
+    assert found == "reptile", f"reptile alone is surely above joint training here; you answer {found!r}"
+    both = [sure, pair("protonet", "joint", 0.09, 0.02, 0.03), pair("protonet", "reptile", 0.04, 0.01, 0.02)]
+    found = ask(both, joint=0.8, reptile=0.85, protonet=0.89)
+    assert found == "protonet", (
+        f"two learners are surely above joint training, protonet by 0.09 and reptile by 0.05; you answer {found!r}: "
+        "take the larger difference"
+    )
+    close_call = [pair("reptile", "joint", 0.03, 0.02, 0.04), pair("protonet", "joint", -0.02, 0.01, 0.02)]
+    rest = pair("reptile", "protonet", 0.05, 0.01, 0.02)
+    found = ask([*close_call, rest], joint=0.8, reptile=0.83, protonet=0.78)
+    assert found == "joint", (
+        "nobody is surely above joint training, that reptile is above protonet does not count, and neither does its "
+        f"plain `ci95`; you answer {found!r}"
+    )
+    found = ask([pair("reptile", "joint", 0.4, 0.1, None)], joint=0.5, reptile=0.9)
+    assert found == "joint", "an interval with the ends None says nothing: no winner there"
+    found = ask([pair("reptile", "joint", -0.05, 0.01, 0.02)], joint=0.9, reptile=0.85)
+    assert found == "joint", "reptile is surely *below* joint training here: that is no win"
+
+
+@exercise
+def check_known_beforehand(answer: Callable[[float, float], float]) -> None:
+    """so much can be known of a new domain before its support set is seen."""
+
+    def share(known: float, counts: tuple[int, ...] = (2, 3, 4), tie: float = 0.5) -> float:
+        total = 0.0
+        for n in counts:
+            for j in range(n + 1):
+                chance = math.comb(n, j) * known**j * (1 - known) ** (n - j) / len(counts)
+                for a in range(j + 1):
+                    worth = 1.0 if 2 * a > j else tie if 2 * a == j else 0.0
+                    total += chance * worth * math.comb(j, a) * 0.92**a * 0.08 ** (j - a)
+        return total
+
+    found = answer(0.5, 0.8)
+    known = 0.5 * 0.6
+    right = close(found, share(known))
+    assert not close(found, 100 * share(known)), "a share of 1, please, not percent"
+    assert not close(found, share(0.5)), "you leave out the cue: with it, some of the other words are private"
+    assert not close(found, share(0.5 * 0.2)), "only half of the cue is the share of private words: 1 − u / 2"
+    assert not close(found, share(0.6)), "you leave out the conflict: contrary words are not known beforehand"
+    assert not close(found, share(1 - known)), "flipped: you count the words that are *not* known"
+    assert not close(found, share(known, tie=0.0)), "a tie is half right: a coin is tossed; you count it as wrong"
+    assert not close(found, share(known, tie=1.0)), "a tie is half right: a coin is tossed; you count it as right"
+    assert not close(found, share(known, (3,))), "three words are the mean: take 2, 3 and 4, a third each"
+    assert not close(found, share(known, (1,))), "this is a review of one word: take 2, 3 and 4, a third each"
+    assert not close(found, 3 * share(known)), "each number of words has the probability 1/3"
+    assert right, f"at conflict 0.5 and cue 0.8 it is {share(known):.4f}, yours is {float(found):.4f}"
+    for conflict, cue in ((0.0, 0.0), (1.0, 0.3), (0.75, 0.0)):
+        wanted = share((1 - conflict) * (1 - cue / 2))
+        assert close(answer(conflict, cue), wanted), f"at conflict {conflict} and cue {cue} it is {wanted:.4f}"

@@ -3,17 +3,23 @@
 import hashlib
 import inspect
 import json
+import os
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
 import torch
 from accelerate import Accelerator
 from IPython.display import Markdown, display
+from torch.profiler import ProfilerActivity, profile
 
 import metalib
 from metalib.config import read_config
@@ -43,8 +49,9 @@ def claim(name: str, condition: Any) -> None:
 def show_source(thing: Any) -> None:
     """Show the source of one of the library's functions, classes or methods, as it is installed here."""
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()
-    file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
-    display(Markdown(f"`{file.parent.name}/{file.name}`\n\n```python\n{source}\n```"))
+    file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()
+    place = file.relative_to(LIBRARY.resolve().parent).as_posix()
+    display(Markdown(f"`{place}`\n\n```python\n{source}\n```"))
 
 
 def attempt(check: Callable[[Any], None], answer: Any) -> None:
@@ -53,6 +60,45 @@ def attempt(check: Callable[[Any], None], answer: Any) -> None:
         check(answer)
     except AssertionError as hint:
         print(f"Not yet: {hint}")
+
+
+def folded_solution(notebook: str, check: str) -> str:
+    """The solution that stands folded away in a notebook, of the exercise with this check."""
+    cells = nbformat.read(HERE / f"{notebook}.ipynb", as_version=4).cells
+    place = next(i for i, cell in enumerate(cells) if f"attempt(exercises.{check}," in cell.source)
+    found = re.search(r"```python\n(.+?)```", cells[place + 1].source, re.DOTALL)
+    return found.group(1) if found else ""
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """The largest number of bytes that tensors on the CPU take at one time while the function runs.
+
+    Counted from the profiler's list of what is taken and given back, so that it is the same every time.
+    """
+    with quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = record.profiler.kineto_results.events()
+    taken = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([size for _, size in taken]).max())
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Inside, what compiled code writes to the error stream is dropped; Python's own errors still come through."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def family_bench() -> Workbench:
+    """The workbench of configs/family.yaml, on the CPU: the tiny model with all that any learner learns."""
+    config = read_config(HERE.parent / "configs" / "family.yaml")
+    return prepare(config, load_splits(config), Accelerator(cpu=True))
 
 
 def course_bench() -> Workbench:
@@ -67,7 +113,7 @@ def course_run(bench: Workbench, name: str) -> tuple[torch.Tensor, list[dict[str
     The first call trains it and leaves it under `runs/`, the next call, in any notebook, finds it there. The folder's
     name says what it was made with (the settings and the library's source), so that an outdated one is never found.
     """
-    parts = [repr(bench.config), *(file.read_text(encoding="utf-8") for file in sorted(LIBRARY.glob("*.py")))]
+    parts = [repr(bench.config), *(file.read_text(encoding="utf-8") for file in sorted(LIBRARY.rglob("*.py")))]
     version = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
     folder = HERE.parent / "runs" / f"course-{version}" / name
     meta_train(bench, replace(bench.config.for_learner(name), resume=True), folder)

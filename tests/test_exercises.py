@@ -3,8 +3,11 @@
 Stub and solution are taken from the notebook itself, so what a reader opens is what is tested.
 """
 
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,16 @@ def read_exercises() -> dict[str, tuple[str, str, str]]:
 
 
 EXERCISES = read_exercises()
+MAGIC = "%%writefile"
+SCRATCH = tempfile.TemporaryDirectory()
 
 
 def make(code: str, name: str) -> Any:
-    """What `code` calls `name`."""
+    """What `code` calls `name`; where it is a cell that writes a file, the path of that file."""
+    if MAGIC in code:
+        file = Path(tempfile.mkdtemp(dir=SCRATCH.name)) / "answer.py"
+        file.write_text(code.rpartition(MAGIC)[2].partition("\n")[2], encoding="utf-8")
+        return file
     names: dict[str, Any] = {}
     exec(IMPORTS + code, names)
     return names[name]
@@ -84,6 +93,39 @@ PAIRED = (
     "def paired_difference(first, second, overlap):\n    keys = sorted(first)\n    "
     "a, b = (np.array([scores[key] for key in keys]) for scores in (first, second))\n    "
     "d, factor = a - b, 1 / len(keys) + overlap / (1 - overlap)\n    "
+)
+LINEAR = (
+    "def linear_prototypes(support, labels):\n    "
+    "c = np.stack([support[labels == k].mean(axis=0) for k in np.unique(labels)])\n    "
+)
+MAML = (
+    "def maml_direction(theta, batches, gradient, hessian, alpha):\n    "
+    "phi, one, hs = theta, np.eye(len(theta)), []\n    "
+    "for batch in batches[:-1]:\n        hs.append(hessian(phi, batch))\n        "
+    "phi = phi - alpha * gradient(phi, batch)\n    g = gradient(phi, batches[-1])\n    "
+)
+BACK = "for h in reversed(hs):\n        g = (one - alpha * h) @ g\n    "
+HEAD = MAGIC + (
+    " x.py\nimport sys\nimport torch\nfrom metalib.inner import untouched, adapt\n"
+    "from metalib.learners import Learner, MetricLearner, Reptile\nfrom metalib.learners.metric import prototypes\n"
+)
+RULE = "class Mine(Reptile):\n    name = 'mine'\n    "
+FOUND = (
+    "def direction(self, reviews, task, seed):\n        "
+    "d, losses = super().direction(reviews, task, seed)\n        "
+)
+END = "\nif __name__ == '__main__':\n    from metalib.__main__ import main\n    sys.exit(main())\n"
+WHO = "def who_wins(cell):\n    joint = [p for p in cell['paired'] if p['b'] == 'joint']\n    "
+SURE = "sure = [p for p in joint if (p['simultaneous'][0] or 0) > 0]\n    "
+BY_MOST = "return max(sure, key=lambda p: p['difference'])['a'] if sure else 'joint'"
+SHARE = "(1 - conflict) * (1 - cue / 2)"
+KNOWN = (
+    "def known_beforehand(conflict, cue):\n    k, total = {k}, 0\n    for n in {counts}:\n        "
+    "for j in range(n + 1):\n            for a in range(j + 1):\n                "
+    "worth = 1 if 2 * a > j else {tie} if 2 * a == j else 0\n"
+    "                total += worth * math.comb(n, j) * k**j * (1 - k)**(n - j) * math.comb(j, a) * "
+    ".92**a * .08**(j - a)\n"
+    "    return "
 )
 
 # Check → wrong answers: (words of the hint, code).
@@ -259,6 +301,96 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("the computing alone", SECONDS + "turns * task_seconds"),
         ("the sending alone", SECONDS + "2 * (n - 1) / n * bits / (gbits * 1e9)"),
     ],
+    "check_linear_prototypes": [
+        ("factor 2", LINEAR + "return c, -(c**2).sum(1)"),
+        ("wrong sign", LINEAR + "return 2 * c, (c**2).sum(1)"),
+        ("b is left out", LINEAR + "return 2 * c, np.zeros(len(c))"),
+        ("must be squared", LINEAR + "return 2 * c, -np.linalg.norm(c, axis=1)"),
+        ("near must score high", LINEAR + "return -2 * c, (c**2).sum(1)"),
+        ("their mean", LINEAR.replace("mean", "sum") + "return 2 * c, -(c**2).sum(1)"),
+        ("transpose", LINEAR + "return 2 * c.T, -(c**2).sum(1)"),
+        ("one number for each class", LINEAR + "return 2 * c, -(c**2).sum()"),
+        ("two arrays", LINEAR + "return 2 * c"),
+        ("do not differ", LINEAR + "return 2 * c[::-1], -(c**2).sum(1)"),
+        ("forget `return`", LINEAR + "2 * c, -(c**2).sum(1)"),
+    ],
+    "check_maml_direction": [
+        ("first-order MAML", MAML + "return -g"),
+        ("flipped sign", MAML + BACK + "return g"),
+        ("wrong order", MAML + BACK.replace("reversed(hs)", "hs") + "return -g"),
+        ("with a minus", MAML + BACK.replace("one - alpha", "one + alpha") + "return -g"),
+        ("α is missing", MAML + BACK.replace("alpha * h", "h") + "return -g"),
+        ("taken at θ", MAML.replace("hessian(phi", "hessian(theta") + BACK + "return -g"),
+        ("one step too late", MAML.replace("hs.append(hessian(phi, batch))\n        ", "").replace(
+            "gradient(phi, batch)\n", "gradient(phi, batch)\n        hs.append(hessian(phi, batch))\n")
+         + BACK + "return -g"),
+        ("no inner step", MAML + "hs.append(hessian(phi, batches[-1]))\n    " + BACK + "return -g"),
+        ("only the last inner step", MAML + BACK.replace("reversed(hs)", "hs[-1:]") + "return -g"),
+        ("use `@`", MAML + BACK.replace("(one - alpha * h) @ g", "(one * (one - alpha * h)) @ g") + "return -g"),
+        ("of shape (3,)", MAML + BACK.replace("@ g", "* g") + "return -g"),
+        ("θ itself has moved", MAML.replace("phi = phi -", "phi -=") + BACK + "return -g"),
+        ("forget `return`", MAML + BACK + "-g"),
+    ],
+    "check_tenth_learner": [
+        ("40 at most", HEAD + RULE + "pass\n" + "# \n" * 40 + END),
+        ("no learner is defined", HEAD + "x = 1\n" + END),
+        ("no learner is defined", HEAD + "class Mine(Reptile):\n    pass\n" + END),
+        ("is taken", HEAD + "class Mine(Reptile):\n    name = 'reptile'\n" + END),
+        ("one learner is wanted", HEAD + RULE + "pass\nclass Other(Reptile):\n    name = 'other'\n" + END),
+        ("outer optimiser", HEAD + "class Mine(Learner):\n    name = 'mine'\n" + END),
+        ("starts nothing", HEAD + RULE + "pass\n"),
+        ("starts a run", HEAD + RULE + "pass\nfrom metalib.__main__ import main\nmain()\n"),
+        ("ends the program", HEAD + RULE + "pass\nsys.exit()\n"),
+        ("leave the library alone", HEAD + "import metalib.inner\nmetalib.inner.adapt = adapt.__call__\n" + RULE
+         + "pass\n" + END),
+        ("leave the library alone", HEAD + RULE + "pass\nReptile.direction = lambda *_: None\n" + END),
+        ("returns two tensors", HEAD + RULE + FOUND + "return d\n" + END),
+        ("has the shape", HEAD + RULE + FOUND + "return d[:-1], losses\n" + END),
+        ("do not end at θ", HEAD + RULE + FOUND + "self.weights.flat.add_(d)\n        return d, losses\n" + END),
+        ("losses are a tensor", HEAD + RULE + FOUND + "return d, losses.sum()\n" + END),
+        ("not finite", HEAD + RULE + FOUND + "return d / 0, losses\n" + END),
+        ("direction is zero", HEAD + RULE + FOUND + "return 0 * d, losses\n" + END),
+        ("another direction", HEAD + RULE + FOUND + "return d + torch.randn_like(d), losses\n" + END),
+        ("another direction", HEAD + RULE + "count = 0\n    " + FOUND
+         + "Mine.count += 1\n        return d * Mine.count, losses\n" + END),
+        ("look at `task`", HEAD + RULE + FOUND + "return torch.ones_like(d), losses\n" + END),
+        ("random state", HEAD + RULE + FOUND + "torch.rand(1)\n        return d, losses\n" + END),
+        ("another mode", HEAD + RULE + FOUND + "self.model.train()\n        return d, losses\n" + END),
+        ("classes are 0 and 1", HEAD + RULE + "def predict(self, reviews, task, seed):\n        "
+         "return super().predict(reviews, task, seed) + 1\n" + END),
+        ("left its trace", HEAD + RULE + "def predict(self, reviews, task, seed):\n        "
+         "self.fit(reviews, task.support)\n        return super().predict(reviews, task, seed)\n" + END),
+    ],
+    "check_who_wins": [
+        ("protonet has the largest difference", WHO + "return max(joint, key=lambda p: p['difference'])['a']"),
+        ("protonet has the largest difference", WHO + "return max(cell['methods'], key=lambda n: "
+         "cell['methods'][n]['mean'])"),
+        ("the plain `ci95`", WHO + SURE.replace("simultaneous", "ci95") + BY_MOST),
+        ("take the larger difference", WHO + SURE + "return sure[0]['a'] if sure else 'joint'"),
+        ("does not count", WHO.replace("if p['b'] == 'joint'", "") + SURE
+         + "return min(sure, key=lambda p: (-p['difference'], p['a']))['a'] if sure else 'joint'"),
+        ("ends None", WHO + "sure = [p for p in joint if p['simultaneous'][0] is None or p['simultaneous'][0] > 0]\n"
+         "    " + BY_MOST),
+        ("TypeError", WHO + SURE.replace("(p['simultaneous'][0] or 0)", "p['simultaneous'][0]") + BY_MOST),
+        ("*below* joint", WHO + "sure = [p for p in joint if p['simultaneous'][0] and "
+         "p['simultaneous'][0] * p['simultaneous'][1] > 0]\n    " + BY_MOST),
+        ("No winner is 'joint'", WHO + SURE + "return max(sure, key=lambda p: p['difference'])['a'] if sure else None"),
+        ("a learner's name", WHO + SURE + "return max(sure, key=lambda p: p['difference']) if sure else 'joint'"),
+    ],
+    "check_known_beforehand": [
+        ("leave out the cue", KNOWN.format(k="1 - conflict", tie=".5", counts="(2, 3, 4)") + "total / 3"),
+        ("only half of the cue", KNOWN.format(k="(1 - conflict) * (1 - cue)", tie=".5", counts="(2, 3, 4)")
+         + "total / 3"),
+        ("leave out the conflict", KNOWN.format(k="1 - cue / 2", tie=".5", counts="(2, 3, 4)") + "total / 3"),
+        ("flipped", KNOWN.format(k=f"1 - {SHARE}", tie=".5", counts="(2, 3, 4)") + "total / 3"),
+        ("count it as wrong", KNOWN.format(k=SHARE, tie="0", counts="(2, 3, 4)") + "total / 3"),
+        ("count it as right", KNOWN.format(k=SHARE, tie="1", counts="(2, 3, 4)") + "total / 3"),
+        ("three words are the mean", KNOWN.format(k=SHARE, tie=".5", counts="(3,)") + "total"),
+        ("a review of one word", KNOWN.format(k=SHARE, tie=".5", counts="(1,)") + "total"),
+        ("the probability 1/3", KNOWN.format(k=SHARE, tie=".5", counts="(2, 3, 4)") + "total"),
+        ("not percent", KNOWN.format(k=SHARE, tie=".5", counts="(2, 3, 4)") + "100 * total / 3"),
+        ("forget `return`", KNOWN.format(k=SHARE, tie=".5", counts="(2, 3, 4)").removesuffix("return ") + "total / 3"),
+    ],
 }  # fmt: skip
 
 
@@ -303,8 +435,29 @@ def test_whatever_an_answer_raises_becomes_a_hint(name):
     def broken(*_, **__):
         raise ZeroDivisionError("division by zero")
 
+    answer = make(f"{MAGIC} x.py\n1 / 0", name) if MAGIC in EXERCISES[name][1] else broken
     with pytest.raises(AssertionError, match="ZeroDivisionError: division by zero"):
-        getattr(exercises, name)(broken)
+        getattr(exercises, name)(answer)
+
+
+def test_a_right_file_leaves_the_library_as_it_was():
+    before = dict(exercises.LEARNERS)
+    answer, _, solution = EXERCISES["check_tenth_learner"]
+    exercises.check_tenth_learner(make(solution, answer))
+    assert before == exercises.LEARNERS
+
+
+@pytest.mark.slow
+def test_the_tenth_learner_runs_in_two_processes(tmp_path):
+    answer, _, solution = EXERCISES["check_tenth_learner"]
+    settings = "--learner tenth --baselines tenth --meta-steps 2 --meta-batch 2 --train-shots 5 --validations 0"
+    words = [make(solution, answer), "train", *settings.split(), "--eval-episodes", "3", "--out", tmp_path / "run"]
+    torchrun, environment = Path(sys.executable).with_name("torchrun"), {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [torchrun, "--nproc_per_node", "2", *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tenth" in (tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8")
 
 
 def test_attempt_prints_the_hint_and_goes_on(capsys):

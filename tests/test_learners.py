@@ -145,7 +145,7 @@ def test_a_direction_is_seen_from_theta_and_leaves_theta_mode_and_random_state(l
     before = state_of(bench, outer)
     direction, losses = learner.direction(bench.reviews["validation"], task, (0, 1))
     after = state_of(bench, outer)
-    for key in ("theta", "parameters", "places", "modes", "torch", "numpy", "python", "outer"):
+    for key in ("theta", "parameters", "places", "buffers", "modes", "torch", "numpy", "python", "outer"):
         assert_no_trace({key: before[key]}, after)
     again, _ = learner.direction(bench.reviews["validation"], task, (0, 1))
     assert torch.equal(direction, again)
