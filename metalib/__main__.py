@@ -173,10 +173,13 @@ def carry_out(asked: Asked) -> str:
 
 def apply(asked: Adapt | Predict) -> str:
     """Adapt, and return the scores to show; or predict, and print the lines as they come."""
+    from transformers.utils import logging as transformers_logging
+
     from metalib import adapting, examples, predicting
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise BadInput(f"{type(asked).__name__.lower()} is for one process — start it without a launcher")
+    transformers_logging.disable_progress_bar()  # of loading and saving the few tensors of a model
     if isinstance(asked, Adapt):
         words = {"seed": asked.seed, "shots": asked.shots}
         folder = adapting.adapt(asked.run, asked.data, asked.out, text_column=asked.text_column,

@@ -65,7 +65,7 @@ def test_rest(
     labels = reviews.labels[rest]
     predicted = {"adapted": learner.predict(reviews, Task(learn, rest, "", 0), (seed,))}
     predicted |= {name: all_rows[rest] for name, all_rows in rivals.items()}
-    predicted["majority"] = np.full(len(rest), majority(reviews.labels[learn]))
+    predicted["majority"] = np.full(len(rest), majority(labels))  # the best that a constant can do
     right = {name: (each == labels).astype(float) for name, each in predicted.items()}
     texts = {"accuracy": [Task(rest, rest, "", i) for i in range(len(rest))],
              "balanced_accuracy": [Task(rest, rest, str(y), i) for i, y in enumerate(labels)]}  # fmt: skip
@@ -88,8 +88,8 @@ def summarise(values: dict[str, Values], episodes: dict[str, Episodes], texts: i
     for name in names[1:]:
         for metric in METRICS:
             found = interval(values[metric][names[0]] - values[metric][name], episodes[metric])
-            paired.append({"a": names[0], "b": name, "metric": metric, "difference": found["mean"],
-                           "ci95": found["ci95"]})  # fmt: skip
+            ends = [None if end is None else float(np.clip(end, -1, 1)) for end in found["ci95"]]
+            paired.append({"a": names[0], "b": name, "metric": metric, "difference": found["mean"], "ci95": ends})
     return {"methods": methods, "paired": paired}
 
 
