@@ -80,8 +80,6 @@ def git_blob_id(content: bytes) -> str:
 
 def read_records(path: Path, extension: str, name: str) -> list[Any]:
     """The records of a file, unchecked, at least one. Raises BadInput for a file that breaks its format."""
-    if path.is_dir():
-        raise BadInput(f"{name!r} is a folder — give the path of one file in it ({', '.join(READERS)})")
     try:
         records = READERS[extension](path) if path.stat().st_size else []
     except Exception as error:  # each parser has its own kinds; the first cause stays attached

@@ -93,6 +93,14 @@ def text_problems(value: Any, field: str) -> Iterator[Problem]:
         yield f"half a surrogate pair in {field!r}", "remove that character"
 
 
+def name_problems(value: Any, field: str) -> Iterator[Problem]:
+    """What is wrong with a value that should name a domain or a class: names are shown and logged."""
+    problems = list(text_problems(value, field))
+    if not problems and not value.strip().isprintable():
+        problems = [(f"a control character in {field!r}", "remove that character")]
+    yield from problems
+
+
 def _problems(record: Any, features: Features) -> Iterator[Problem]:
     """What is wrong with a record that should have these fields."""
     yield from shape_problems(record, '{"text": …, "label": …, "domain": …}')
@@ -100,12 +108,12 @@ def _problems(record: Any, features: Features) -> Iterator[Problem]:
     remedies = {"label": "positive or negative, 1 or 0", "threshold": "2, 4 or 5", "split": "train, dev or test"}
     for field in features if isinstance(record, dict) else ():
         value = record.get(field)
-        if field not in allowed or value is None:
+        if field == "domain":
+            yield from name_problems(value, field)
+        elif field not in allowed or value is None:
             yield from text_problems(value, field)
         elif not isinstance(value, str | int) or str(value).strip().lower() not in allowed[field]:
             yield f"the unknown {field} {reprlib.repr(value)}", f"use {remedies[field]}"
-        if field == "domain" and isinstance(value, str) and value.strip() and not value.strip().isprintable():
-            yield "a control character in 'domain'", "remove that character"  # names are shown and logged
 
 
 def _to_dataset(records: list[Any], name: str) -> Dataset:
