@@ -21,6 +21,7 @@ from metalib import __version__
 from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite
 from metalib.estimates import Scores, cross_validate, scores_text, test_rest
+from metalib.examples import load_examples
 from metalib.folders import read_json, write_json
 from metalib.learners import LEARNERS, Learner, MetricLearner
 from metalib.models import TokenizedReviews, final_layer, load_model, seeded
@@ -28,7 +29,6 @@ from metalib.plots import label
 from metalib.predicting import count_cut, label_names, open_model, warn_of_cut
 from metalib.processes import make_accelerator
 from metalib.report import Clean, escape, table
-from metalib.examples import load_examples
 from metalib.runs import final_theta, read_run
 from metalib.training import extend_model
 from metalib.weights import Weights

@@ -97,9 +97,11 @@ def point(values: np.ndarray, episodes: Episodes, texts: int) -> dict[str, Any]:
     """`score_interval`; where nothing varies, which says little when texts are few, the exact binomial interval."""
     found = score_interval(values, episodes)
     low, high = found["ci95"]
-    if texts and low is not None and low == high:
-        exact = binomtest(round(found["mean"] * texts), texts).proportion_ci()
-        found["ci95"] = [float(exact.low), float(exact.high)]
+    if low is not None and high - low < 1e-9:
+        found["ci95"] = [found["mean"]] * 2
+        if texts:
+            exact = binomtest(round(found["mean"] * texts), texts).proportion_ci()
+            found["ci95"] = [float(exact.low), float(exact.high)]
     return found
 
 
