@@ -1,10 +1,7 @@
 """From a finished run and a few labelled examples of one's own to a classifier for them, with its card."""
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +10,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from metalib import __version__
 from metalib.config import Config
-from metalib.errors import BadInput, MetalibError, NotFinite
-from metalib.estimates import Scores, cross_validate, scores_text, test_rest
+from metalib.errors import BadInput, NotFinite
+from metalib.estimates import Scores, cross_validate, results, test_rest
 from metalib.examples import load_examples
-from metalib.folders import read_json, write_json
+from metalib.folders import new_folder, read_json, refuse_existing, write_json
 from metalib.learners import LEARNERS, Learner, MetricLearner
 from metalib.models import TokenizedReviews, final_layer, load_model, seeded
 from metalib.plots import label
 from metalib.predicting import count_cut, label_names, open_model, warn_of_cut
 from metalib.processes import make_accelerator
-from metalib.report import Clean, escape, table
+from metalib.report import escape, table
 from metalib.runs import final_theta, read_run
 from metalib.training import extend_model
 from metalib.weights import Weights
@@ -99,35 +95,6 @@ def adapt(
         facts = {"run": run.resolve().name, "data": name, "seed": seed, "shots": shots, "fresh_head": start.is_fresh}
         write(folder, start, {**facts, "examples": count(reviews.labels[learn], start.names), **tests})
     return out
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise BadInput where the folder is there and not empty."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {str(out)!r} is a file — name a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"--out {str(out)!r} is there already, and not empty — name another")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` at the end, and is gone where anything fails."""
-    out = out.resolve()
-    beside = out.with_name(f"{out.name}.{os.getpid()}.new")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
-    except OSError as error:
-        raise BadInput(f"--out {str(out)!r} cannot be written: {error.strerror} — name another folder") from error
-    try:
-        yield beside
-        if out.is_dir():
-            out.rmdir()  # refuses if it is not empty any more
-        beside.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise MetalibError(f"--out {str(out)!r} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -308,19 +275,6 @@ def how_classes_go(start: Start) -> str:
     if isinstance(start.learner, MetricLearner):
         return "The classes are not those of the meta-training; comparing needs no head."
     return "The classes are not those of the meta-training: a fresh head has learned them from these examples alone."
-
-
-def results(facts: dict[str, Any], clean: Clean = escape) -> str:
-    """The scores as they stand in `metalib.json`, with what they are."""
-    found, rest = facts["cross_validation"], facts["test"]
-    shown = ["A class has too few examples to cross-validate.\n"]
-    if found:
-        shown = [f"Cross-validation on the examples ({found['folds']} folds, {found['repeats']} times), percent, with "
-                 f"95% intervals that account for overlap (Nadeau & Bengio).\n\n{scores_text(found, clean)}"]  # fmt: skip
-    if rest:
-        shown.append(f"Test on the {rest['texts']} examples that were not learned, percent, with 95% intervals.\n\n"
-                     f"{scores_text(rest, clean)}")  # fmt: skip
-    return "\n".join(shown)
 
 
 def summary(folder: Path) -> str:

@@ -110,3 +110,17 @@ def scores_text(scores: Scores, clean: Clean = escape) -> str:
     rows = [[label(name), *(percent(entry[metric]) for metric in METRICS)] for name, entry in scores["methods"].items()]
     return table(["", *(metric.replace("_", " ") for metric in METRICS)], rows, clean) + "\n" + paired_table(
         scores, clean=clean)  # fmt: skip
+
+
+def results(facts: dict[str, Any], clean: Clean = escape) -> str:
+    """The scores as they stand in `metalib.json`, with what they are."""
+    found, rest = facts["cross_validation"], facts["test"]
+    shown = ["A class has too few examples to cross-validate.\n"]
+    if found:
+        how = f"{found['folds']} folds, {found['repeats']} times"
+        shown = [f"Cross-validation on the examples ({how}), percent, with 95% intervals that account for overlap "
+                 f"(Nadeau & Bengio).\n\n{scores_text(found, clean)}"]  # fmt: skip
+    if rest:
+        shown.append(f"Test on the {rest['texts']} examples that were not learned, percent, with 95% intervals.\n\n"
+                     f"{scores_text(rest, clean)}")  # fmt: skip
+    return "\n".join(shown)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -178,7 +179,8 @@ def test_a_run_is_opened_at_its_trained_theta_from_its_folder_alone(make_run: Ma
 
 
 def test_a_run_can_be_predicted_with_as_it_is(make_run: MakeRun) -> None:
-    assert {line["label"] for line in metalib.predict(make_run("matching")[0] / "model", TEXTS)} <= {"negative", "positive"}
+    lines = metalib.predict(make_run("matching")[0] / "model", TEXTS)
+    assert {line["label"] for line in lines} <= {"negative", "positive"}
     with pytest.raises(BadInput, match="is a run folder — give the folder of `metalib adapt`"):
         metalib.predict(make_run()[0], TEXTS)
 
@@ -336,7 +338,7 @@ def test_a_folder_is_written_whole_or_not_at_all(
 
 
 def test_texts_that_are_cut_are_counted(make_run: MakeRun, mine: Path, tmp_path: Path, caplog: Any) -> None:
-    exactly, longer = ("fine " * 46).strip(), "fine " * 60
+    exactly, longer = ("the " * 46).strip(), "the " * 60
     examples = [(longer, "negative"), (exactly, "negative"), ("x", "positive"), ("y", "positive")]
     out = metalib.adapt(make_run()[0], write_csv(tmp_path / "long.csv", examples), tmp_path / "out")
     assert "1 of 4 texts is longer than 48 tokens" in caplog.text
@@ -358,8 +360,9 @@ def test_texts_from_files(make_run: MakeRun, tmp_path: Path, capsys: Any) -> Non
         assert main(["predict", model, "--file", str(tmp_path / words[0]), *words[1:]]) == 0
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] == shown[2] and shown[0].count("\n") == 3
-    for words, said in (([], "give either texts or --file"), (["a", "--file", "b.txt"], "give either texts or --file"),
-                        (["--file", "b.txt"], "no file 'b.txt'"), ([" "], "not empty"), (["\udcff"], "UTF-8")):  # fmt: skip
+    wrong = [([], "give either texts or --file"), (["a", "--file", "b.txt"], "give either texts or --file"),
+             (["--file", "b.txt"], "no file 'b.txt'"), ([" "], "not empty"), (["\udcff"], "UTF-8")]  # fmt: skip
+    for words, said in wrong:
         assert main(["predict", model, *words]) == 2
         caught = capsys.readouterr()
         assert caught.out == "" and said in caught.err.splitlines()[-1]
@@ -397,8 +400,6 @@ def break_folder(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["no metalib.json", "another learner", "no learner.safetensors", "cut", "no support",
                                  "no module", "weights cut", "no config"])  # fmt: skip
 def test_broken_folders_are_refused(how: str, make_run: MakeRun, tmp_path: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(make_run("relation")[0] / "model", tmp_path / "model")
     assert len(list(metalib.predict(folder, TEXTS))) == 3
     break_folder(folder, how)
@@ -407,8 +408,6 @@ def test_broken_folders_are_refused(how: str, make_run: MakeRun, tmp_path: Path)
 
 
 def test_a_head_that_is_missing_is_not_made_up(make_run: MakeRun, tmp_path: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(make_run()[0] / "model", tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
