@@ -1,5 +1,6 @@
-"""The command line: `metalib train`, `evaluate`, `tune`, `phase`, `seeds`, `cost`."""
+"""The command line: `metalib train`, `evaluate`, `tune`, `phase`, `seeds`, `cost`, `adapt` and `predict`."""
 
+import json
 import logging
 import os
 import re
@@ -90,7 +91,41 @@ class Cost:
     """Seconds of one task, where they were measured (a run's log has them)."""
 
 
-Asked = Train | Evaluate | Tune | Phase | Seeds | Cost
+@dataclass
+class Adapt:
+    """Adapt a finished run's model to a few labelled examples of your own; writes a model folder with its card."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str
+    """Your examples: .json, .jsonl, .csv or .parquet, a text and a label each."""
+    out: Path
+    """The folder to write; one that holds something is refused."""
+    shots: int | None = None
+    """Learn from so many examples of each class, drawn by the seed, and test on the others; none = learn from all."""
+    text_column: str = "text"
+    """The column of the texts."""
+    label_column: str = "label"
+    """The column of the labels."""
+    seed: int = 0
+    """Seed of the draw, of the folds of the cross-validation, of a new head and of the gradient steps."""
+
+
+@dataclass
+class Predict:
+    """Classify texts with a model folder; one JSON line for each on stdout."""
+
+    folder: tyro.conf.Positional[Path]
+    """What `metalib adapt` wrote, or the `model` folder of a run."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The texts."""
+    file: str | None = None
+    """A file of texts in their place: .txt (one a line), .json, .jsonl, .csv or .parquet."""
+    text_column: str = "text"
+    """The column of the texts in that file."""
+
+
+Asked = Train | Evaluate | Tune | Phase | Seeds | Cost | Adapt | Predict
 
 
 def parse(words: Sequence[str]) -> Asked:
@@ -104,7 +139,7 @@ def parse(words: Sequence[str]) -> Asked:
     """
     try:
         asked = tyro.cli(Asked, prog="metalib", args=words)
-        if isinstance(asked, Evaluate | Seeds | Cost):
+        if isinstance(asked, Evaluate | Seeds | Cost | Adapt | Predict):
             return asked
         file, folder = asked.file, Path(asked.settings.out or ".")
         if file is None and asked.settings.resume and (folder / "config.yaml").exists():
@@ -136,6 +171,8 @@ def carry_out(asked: Asked) -> str:
         return costs.costs_table(config, asked.models, asked.tflops, asked.task_seconds)
     if isinstance(asked, Seeds):
         return report.over_seeds(asked.folders)
+    if isinstance(asked, Adapt | Predict):
+        return apply(asked)
     if isinstance(asked, Phase):
         folder = phase.phase(asked.settings, tuning.parse_grid(asked.grid))
         tables = (folder / "phase.md").read_text(encoding="utf-8") if is_main() else ""
@@ -146,6 +183,33 @@ def carry_out(asked: Asked) -> str:
         folder = runs.evaluate(asked.folder) if isinstance(asked, Evaluate) else runs.train(asked.settings)
         tables = report.summary(folder) if is_main() else ""
     return f"{tables}\nEverything is in {folder}"
+
+
+def apply(asked: Adapt | Predict) -> str:
+    """Adapt, and return the scores to show; or predict, and print the lines as they come."""
+    from transformers.utils import logging as transformers_logging
+
+    from metalib import adapting, examples, predicting
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise BadInput(f"{type(asked).__name__.lower()} is for one process — start it without a launcher")
+    transformers_logging.disable_progress_bar()  # of loading and saving the few tensors of a model
+    if isinstance(asked, Adapt):
+        words = {"seed": asked.seed, "shots": asked.shots}
+        folder = adapting.adapt(asked.run, asked.data, asked.out, text_column=asked.text_column,
+                                label_column=asked.label_column, **words)  # fmt: skip
+        return f"{adapting.summary(folder)}\nEverything is in {folder}"
+    if bool(asked.texts) == (asked.file is not None):
+        raise BadInput("nothing to predict, or two things — give either texts or --file")
+    texts = list(asked.texts) if asked.file is None else examples.load_texts(asked.file, asked.text_column)
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    try:
+        for line in predicting.predict(asked.folder, texts):
+            print(json.dumps(line, ensure_ascii=plain))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ""
 
 
 def stop(number: int, frame: object) -> None:
@@ -185,7 +249,7 @@ def main(words: Sequence[str] | None = None) -> int:
         log.removeHandler(screen)
         log.setLevel(before[0])
         log.propagate = before[1]
-    if is_main():
+    if is_main() and tables:
         print(tables)
     return 0
 

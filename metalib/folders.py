@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config, write_config
@@ -113,3 +116,32 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON for people to read, atomically."""
     write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise BadInput where the folder is there and not empty."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {str(out)!r} is a file — name a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise BadInput(f"--out {str(out)!r} is there already, and not empty — name another")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` at the end, and is gone where anything fails."""
+    out = out.resolve()
+    beside = out.with_name(f"{out.name}.{os.getpid()}.new")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir()
+    except OSError as error:
+        raise BadInput(f"--out {str(out)!r} cannot be written: {error.strerror} — name another folder") from error
+    try:
+        yield beside
+        if out.is_dir():
+            out.rmdir()  # refuses if it is not empty any more
+        beside.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise MetalibError(f"--out {str(out)!r} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,15 +105,20 @@ def load_model(
             model: PreTrainedModel = BertForSequenceClassification(config)
         else:
             model, tokenizer = _load_checkpoint(name, heads)
-    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(positions, "padding_idx", None)
-    skipped = 0 if padding is None else padding + 1  # RoBERTa's positions start after its padding number
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", max_length) - skipped)
+    longest = longest_input(model, tokenizer)
     if max_length > longest:
         raise BadInput(f"max_length={max_length}: model {name!r} reads at most {longest} tokens — lower it")
     model.eval()
     freeze_lower_layers(model, frozen_layers)
     return model, tokenizer
+
+
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest text that both can read."""
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)
+    skipped = 0 if padding is None else padding + 1  # RoBERTa's positions start after its padding number
+    return int(min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", sys.maxsize) - skipped))
 
 
 def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -276,6 +282,24 @@ class TokenizedReviews:
         self.tokens = np.split(column.flatten().to_numpy(), column.offsets[1:-1]) if column is not None else []
         self.padding = tokenizer.pad_token_id
         self.device = torch.device(device)
+
+    @classmethod
+    def in_memory(
+        cls,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        labels: Sequence[int] | None = None,
+    ) -> "TokenizedReviews":
+        """A few texts, tokenised here and now and not kept on the disk; labels are 0 where there are none."""
+        made = cls.__new__(cls)
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        made.tokens = [np.asarray(numbers) for numbers in encoded]
+        made.lengths = np.asarray([len(numbers) for numbers in encoded])
+        made.labels = np.zeros(len(texts), dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+        made.padding, made.device = tokenizer.pad_token_id, torch.device(device)
+        return made
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """The model's input for some rows: `input_ids` and `attention_mask` (rows, longest), `labels` (rows,)."""

@@ -206,6 +206,7 @@ def write_model(folder: Path, learner: Learner, tokenizer: Any, config: Config) 
     data = ModelCardData(language="en", library_name="transformers", tags=["meta-learning", config.learner],
                          pipeline_tag="text-classification" if learner.is_classifier else "feature-extraction",
                          )  # fmt: skip
+    how = learner.how_it_adapts(f"{config.shots} reviews per class")
     settings = table(["setting", "value"], [[k, v] for k, v in asdict(config).items() if k not in ("out", "resume")])
     episodes = evaluation["episodes"]
     card = f"""---
@@ -214,7 +215,7 @@ def write_model(folder: Path, learner: Learner, tokenizer: Any, config: Config) 
 # A meta-learned starting point for classifying reviews
 
 Trained with {escape(plots.label(config.learner))} on {escape(Path(config.data).name)}. It is meant to be adapted
-to a new domain from a few labelled reviews of it ({learner.how_it_adapts(config.shots)}, in the test below), and not
+to a new domain from a few labelled reviews of it ({how}, in the test below), and not
 to be used as it is.
 
 ## How it did on domains it had not seen

@@ -1,14 +1,6 @@
-"""Reviews: read them from anywhere, and split their domains into training, validation and test domains.
+"""Reviews: load them from anywhere, and split their domains into training, validation and test domains."""
 
-Files are read with `json`, `csv` and `pyarrow.parquet`, not with `datasets.load_dataset`: that guesses types (the text
-"2020-01-01" becomes a timestamp, "null" and "NA" in a CSV None) and does not name the record that it cannot read.
-"""
-
-import csv
-import io
-import json
 import logging
-import os
 import random
 import re
 import reprlib
@@ -19,13 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from datasets import Dataset, DownloadConfig, DownloadManager
-from pyarrow.parquet import ParquetFile
+from datasets import Dataset, Features, Value
 
 from metalib.errors import BadInput
+from metalib.formats import (
+    ARSC_SPLITS,
+    READERS,
+    Problem,
+    download,
+    extension_of,
+    find_path,
+    read_arsc_folder,
+    read_records,
+    refuse,
+)
 from metalib.world import FEATURES, TEST_DOMAINS, World
 
 AMAZON_URL = "https://raw.githubusercontent.com/mailong25/meta-learning-bert/master/dataset.json"
+BLOB_IDS = {  # of the public files, which must be these and no others
+    AMAZON_URL: "2b635fb4182d7758999ec7a1e15964933087c896",
+    "https://raw.githubusercontent.com/nabarunbaruaAIML/Meta_Learning/HEAD/Artifact/Data/dataset.json":
+        "270b1f43581860e1aa798b6ec9d5b33fdc9b2acc",
+}  # fmt: skip
+ARSC_FEATURES = Features({**FEATURES, "threshold": Value("int64"), "split": Value("string")})
 LABELS = {"negative": 0, "0": 0, "positive": 1, "1": 1}
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it ("\ud83d"), UTF-8 and so Arrow cannot
 log = logging.getLogger("metalib")
@@ -34,157 +42,107 @@ log = logging.getLogger("metalib")
 def load_reviews(source: str | Path | World = "world") -> Dataset:
     """Reviews with the columns text, label and domain (`FEATURES`), in the order of the source.
 
-    source: "world" or a `World` (generated reviews), "amazon" (= `AMAZON_URL`), or a path or http(s) URL that
-    ends in .json, .jsonl, .ndjson, .csv or .parquet. JSON: [records], {"data": [records]}, or JSON lines.
-    Surrounding whitespace is stripped. A text that comes again in a domain is dropped, with a warning.
+    source: "world" or a `World` (generated reviews); "amazon" (the file at `AMAZON_URL`, which must have its git blob
+    id); a path or http(s) URL that ends in .json, .jsonl, .ndjson, .csv or .parquet; or a folder of ARSC.
+    JSON: [records], {"data": [records]}, or JSON lines. Surrounding whitespace is stripped.
+    A text that comes again in a domain is dropped, with a warning.
     A URL is downloaded once and then read from the cache of `datasets`, also without a network.
+
+    ARSC (Yu et al., NAACL 2018) is a folder of files like `apparel.t2.train`, or a file whose records have `threshold`
+    and `split` too. It comes with these two columns more (`ARSC_FEATURES`), and with its tasks as domains: "apparel.t2"
+    for the threshold of 2 stars. No row is dropped, so that a test split is the one that was published; `split_domains`
+    drops doubles. The protocol's target task books.t2 is, with reviews.filter:
+    support: row["domain"] == "books.t2" and row["split"] == "train"; query: the same with "test".
+
     Raises BadInput, which names the file, the records (counted from 1) and the remedy.
     """
     if isinstance(source, World) or source == "world":
         return (source if isinstance(source, World) else World()).reviews()
-    if source == "amazon":
-        log.info("%s carries no licence of its own: load it, do not redistribute it", AMAZON_URL)
-        source = AMAZON_URL
-    name = str(source)
-    is_url = name.lower().startswith(("http://", "https://"))
-    path = None if is_url else _find(name)
-    extension = Path(name.split("?")[0].split("#")[0] if is_url else name).suffix.lower()
-    if extension not in READERS:
-        raise BadInput(f"{name}: unknown extension {extension!r} — use one of {', '.join(READERS)}")
-    if path is None:
-        path = _download(name)
+    name = AMAZON_URL if source == "amazon" else str(source)
+    if name.lower().startswith(("http://", "https://")):
+        extension = extension_of(name.split("?")[0].split("#")[0], READERS)
+        if name in BLOB_IDS:
+            log.info("%s carries no licence of its own: load it, do not redistribute it", name)
+        path = download(name, BLOB_IDS.get(name))
         name = f"{name} (kept in {path}: delete that file to download it again)"
-    return _to_dataset(_read(path, extension, name), name)
+    else:
+        path = find_path(name, "Other sources are 'world', 'amazon' and http(s) URLs")
+        if path.is_dir():
+            return _to_dataset(read_arsc_folder(path, name), name)
+        extension = extension_of(name, READERS)
+    return _to_dataset(read_records(path, extension, name), name)
 
 
-def _find(name: str) -> Path:
-    """Path of a local file. Raises BadInput where it is missing or a folder."""
-    path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):
-        raise BadInput(f"{name!r} is a folder — give the path of one file in it ({', '.join(READERS)})")
-    if not os.path.exists(path):
-        siblings = os.listdir(path.parent) if os.access(path.parent, os.R_OK) and path.parent.is_dir() else []
-        close = get_close_matches(path.name, siblings)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "check the path."
-        raise BadInput(f"no file {name!r} — {hint} Other sources are 'world', 'amazon' and http(s) URLs")
-    return path
-
-
-def _download(url: str) -> Path:
-    """Path of a URL's file in the cache of `datasets`; once there it is not asked for again (no ETag)."""
-    config = DownloadConfig(use_etag=False, disable_tqdm=True)
-    try:
-        return Path(DownloadManager(dataset_name="metalib", download_config=config).download(url))
-    except Exception as error:  # aiohttp, fsspec, huggingface_hub and urllib each have their own
-        cause = " ".join(str(error.__cause__ or error).split())[:200]
-        # datasets downloads by way of aiohttp, which it does not install
-        install = "pip install aiohttp, or " if isinstance(error, ImportError) else ""
-        remedy = f"{install}download it elsewhere and pass the file's path, or use --data world"
-        raise BadInput(f"{url}: cannot be downloaded ({cause}) — {remedy}") from error
-
-
-def _read(path: Path, extension: str, name: str) -> list[Any]:
-    """The records of a file, unchecked, at least one. Raises BadInput for a file that breaks its format."""
-    try:
-        records = READERS[extension](path) if path.stat().st_size else []
-    except Exception as error:  # each parser has its own kinds; the first cause stays attached
-        remedy = "correct the file there, or save it again (texts as UTF-8)"
-        raise BadInput(f"{name}: cannot be read as {extension}: {error} — {remedy}") from error
-    if not records:
-        raise BadInput(f"{name}: holds no records — give a file with at least one review")
-    return records
-
-
-def _text(path: Path) -> str:
-    """The file's text, line ends as they are. Raises UnicodeDecodeError where it is not UTF-8."""
-    return path.read_bytes().decode("utf-8-sig")
-
-
-def _read_json(path: Path) -> list[Any]:
-    """Records of [records], {"data": [records]} or JSON lines: told apart by content, not by extension."""
-    text = _text(path)
-    found = _parse_json(text) if text.strip() else []
-    if isinstance(found, dict) and found.keys() & FEATURES.keys():  # JSON lines with one line
-        return [found]
-    if isinstance(found, dict) and "data" not in found:
-        raise ValueError(f'an object without "data" (its keys: {reprlib.repr(list(found))})')
-    records = found["data"] if isinstance(found, dict) else found
-    if not isinstance(records, list):
-        raise ValueError(f"expected a list of records, found {reprlib.repr(records)}")
-    return records
-
-
-def _parse_json(text: str) -> Any:
-    """The value of one JSON document, or the list of the values of JSON lines. Raises JSONDecodeError."""
-    try:
-        return json.loads(text, strict=False)  # strict=False: a text may hold control characters, also NUL
-    except json.JSONDecodeError as error:
-        whole = error
-    values, start = [], 0
-    for line in text.split("\n"):  # not splitlines(): U+2028 and others may stand in a text
-        try:
-            values += [json.loads(line, strict=False)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            # Where not even the first line is JSON, the file is one broken document.
-            raise json.JSONDecodeError(error.msg, text, start + error.pos) if values else whole from error
-        start += len(line) + 1
-    return values
-
-
-def _read_csv(path: Path) -> list[Any]:
-    """Records of a CSV file with a header; every value stays the text that it is, also "NA" and "null"."""
-    csv.field_size_limit(2**31 - 1)  # the default refuses a review of more than 131,072 characters
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        reader.fieldnames = [field.strip() for field in reader.fieldnames or []]
-        return list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{error}, in the record from line {reader.line_num + 1} on") from error
-
-
-def _read_parquet(path: Path) -> list[Any]:
-    """Records of a parquet file. Not `read_table`: it makes columns of the folders' names."""
-    with ParquetFile(path) as file:
-        return file.read(columns=list(FEATURES)).to_pylist()
-
-
-READERS = dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json)
-READERS |= {".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _problems(record: Any) -> Iterator[tuple[str, str]]:
-    """What is wrong with a record: (what it has, the remedy), worded to follow "3 records have"."""
+def shape_problems(record: Any, example: str) -> Iterator[Problem]:
+    """What is wrong with a record as a whole; example: how one should look."""
     if not isinstance(record, dict):
-        yield f"a {type(record).__name__} for an object", 'write {"text": …, "label": …, "domain": …}'
-        return
-    if None in record:  # where csv.DictReader puts what is left over
+        yield f"a {type(record).__name__} for an object", f"write {example}"
+    elif None in record:  # where csv.DictReader puts what is left over
         yield "more values than the header has columns", "put texts with commas into double quotes"
-    for field in FEATURES:
+
+
+def text_problems(value: Any, field: str) -> Iterator[Problem]:
+    """What is wrong with the value of a field that should hold a text."""
+    if value is None:
+        yield f"no {field!r}", "fill it in, or correct the field's name"
+    elif not isinstance(value, str):
+        yield f"a {type(value).__name__} as {field!r}", "make it a text"
+    elif not value.strip():
+        yield f"an empty {field}", "remove them or fill them"
+    elif SURROGATE.search(value):
+        yield f"half a surrogate pair in {field!r}", "remove that character"
+
+
+def name_problems(value: Any, field: str) -> Iterator[Problem]:
+    """What is wrong with a value that should name a domain or a class: names are shown and logged."""
+    problems = list(text_problems(value, field))
+    if not problems and not value.strip().isprintable():
+        problems = [(f"a control character in {field!r}", "remove that character")]
+    yield from problems
+
+
+def _problems(record: Any, features: Features) -> Iterator[Problem]:
+    """What is wrong with a record that should have these fields."""
+    yield from shape_problems(record, '{"text": …, "label": …, "domain": …}')
+    allowed = {"label": LABELS, "threshold": ("2", "4", "5"), "split": ARSC_SPLITS}
+    remedies = {"label": "positive or negative, 1 or 0", "threshold": "2, 4 or 5", "split": "train, dev or test"}
+    for field in features if isinstance(record, dict) else ():
         value = record.get(field)
-        if value is None:
-            yield f"no {field!r}", "fill it in, or correct the field's name"
-        elif field == "label":
-            if not isinstance(value, str | int) or str(value).strip().lower() not in LABELS:
-                yield f"the unknown label {reprlib.repr(value)}", "use positive or negative, 1 or 0"
-        elif not isinstance(value, str):
-            yield f"a {type(value).__name__} as {field!r}", "make it a text"
-        elif not value.strip():
-            yield f"an empty {field}", "remove them or fill them"
-        elif SURROGATE.search(value):
-            yield f"half a surrogate pair in {field!r}", "remove that character"
-        elif field == "domain" and not value.strip().isprintable():  # names of domains are shown and logged
-            yield "a control character in 'domain'", "remove that character"
+        if field == "domain":
+            yield from name_problems(value, field)
+        elif field not in allowed or value is None:
+            yield from text_problems(value, field)
+        elif not isinstance(value, str | int) or str(value).strip().lower() not in allowed[field]:
+            yield f"the unknown {field} {reprlib.repr(value)}", f"use {remedies[field]}"
 
 
 def _to_dataset(records: list[Any], name: str) -> Dataset:
-    """Dataset of the records, each text once a domain. Raises BadInput with the numbers of bad records."""
-    bad: dict[tuple[str, str], list[int]] = {}
-    for number, record in enumerate(records, start=1):
-        for problem in _problems(record):
-            bad.setdefault(problem, []).append(number)
-    if bad:
-        more = f"; and {len(bad) - 5} more kinds of problem" if len(bad) > 5 else ""
-        raise BadInput(f"{name}: " + "; ".join(_tell(*item) for item in list(bad.items())[:5]) + more)
+    """Dataset of the records. Raises BadInput with the numbers of bad records."""
+    is_arsc = isinstance(records[0], dict) and {"threshold", "split"} <= records[0].keys()
+    features = ARSC_FEATURES if is_arsc else FEATURES
+    numbered = enumerate(records, start=1)
+    refuse(((problem, number) for number, record in numbered for problem in _problems(record, features)), name)
+    return Dataset.from_list([_arsc_row(record) for record in records], features) if is_arsc else _plain(records, name)
+
+
+def _arsc_row(record: dict[str, Any]) -> dict[str, Any]:
+    threshold = int(record["threshold"])
+    return {
+        "text": record["text"].strip(),
+        "label": LABELS[str(record["label"]).strip().lower()],
+        "domain": f"{_product(record['domain'].strip(), threshold)}.t{threshold}",
+        "threshold": threshold,
+        "split": record["split"].strip().lower(),
+    }
+
+
+def _product(domain: str, threshold: int) -> str:
+    """The domain without its threshold: "books" of "books.t2" and of "books"."""
+    return domain.removesuffix(f".t{threshold}")
+
+
+def _plain(records: list[dict[str, Any]], name: str) -> Dataset:
+    """Dataset of the records, each text once a domain."""
     kept: dict[tuple[str, str], int] = {}  # (domain, text) → label of its first record
     contrary = 0
     for record in records:
@@ -195,13 +153,6 @@ def _to_dataset(records: list[Any], name: str) -> Dataset:
                     name, doubles, contrary)  # fmt: skip
     columns = {"text": [t for _, t in kept], "label": list(kept.values()), "domain": [d for d, _ in kept]}
     return Dataset.from_dict(columns, features=FEATURES)
-
-
-def _tell(problem: tuple[str, str], numbers: list[int]) -> str:
-    """'3 records have an empty text: 2, 17, 40 — remove them or fill them'; five numbers at most."""
-    count = f"{len(numbers)} record{' has' if len(numbers) == 1 else 's have'}"
-    shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
-    return f"{count} {problem[0]}: {shown} — {problem[1]}"
 
 
 @dataclass(frozen=True)
@@ -236,51 +187,70 @@ def split_domains(
 
     validation_domains: names, or how many to draw from the training domains, by seed and names only; 0: none.
     train_domains: names, or None for all that are left.
+    In ARSC the name "books" stands for books.t2, books.t4 and books.t5, and these are drawn together.
     A text that is also in a test domain is dropped from training and validation, one that is also in a
-    validation domain from training, with a logged warning.
+    validation domain from training, and one that came earlier in its domain, with a logged warning.
     Raises BadInput for a domain that is unknown, named twice or in two lists, or if none is left to train on.
     """
-    known = sorted(set(reviews["domain"]))
+    products = _products(reviews)
     draw = validation_domains if isinstance(validation_domains, int) else 0
     validation = () if isinstance(validation_domains, int) else validation_domains
-    kind_of = _kinds({"test": test_domains, "validation": validation, "training": train_domains or ()}, known)
+    named = {"test": test_domains, "validation": validation, "training": train_domains or ()}
+    kind_of = _kinds(named, products)
     unnamed = "training" if train_domains is None else "unused"
-    pool = [domain for domain in known if kind_of.get(domain, unnamed) == "training"]
+    training = [domain for domain in sorted(products) if kind_of.get(domain, unnamed) == "training"]
+    pool = sorted({products[domain] for domain in training})
     if draw < 0:
         raise BadInput(f"validation_domains={draw} — use 0 or more")
     if draw >= len(pool):
         taken = f"{len(pool)} domains for training, less validation_domains={draw} drawn from them"
         raise BadInput(f"no training domain is left ({taken}) — name or draw fewer for test and validation")
-    kind_of |= dict.fromkeys(pool, "training")
-    kind_of |= dict.fromkeys(random.Random(seed).sample(pool, draw), "validation")
+    drawn = random.Random(seed).sample(pool, draw)
+    kind_of |= {domain: "validation" if products[domain] in drawn else "training" for domain in training}
     return _select(reviews, kind_of)
 
 
-def _kinds(named: dict[str, Sequence[str]], known: list[str]) -> dict[str, str]:
+def _products(reviews: Dataset) -> dict[str, str]:
+    """The product of each domain: "books" of ARSC's "books.t2"; elsewhere the domain itself."""
+    if "threshold" not in reviews.column_names:
+        return {domain: domain for domain in reviews["domain"][:]}
+    pairs = set(zip(reviews["domain"][:], reviews["threshold"][:], strict=True))
+    return {domain: _product(domain, threshold) for domain, threshold in pairs}
+
+
+def _kinds(named: dict[str, Sequence[str]], products: dict[str, str]) -> dict[str, str]:
     """Kind (test, validation, training) of each named domain. Raises BadInput for a wrong name."""
     kind_of: dict[str, str] = {}
-    for kind, domains in named.items():
-        for domain in [domains] if isinstance(domains, str) else domains:
-            if domain not in known:
-                close = " or ".join(map(repr, get_close_matches(str(domain), known)))
+    for kind, names in named.items():
+        for name in [names] if isinstance(names, str) else names:
+            domains = [domain for domain, product in products.items() if name in (domain, product)]
+            if not domains:
+                known = sorted(set(products.values()))
+                close = " or ".join(map(repr, get_close_matches(str(name), [*known, *products.keys() - known])))
                 hint = f"did you mean {close}? " if close else ""
                 some = ", ".join(known[:50]) + ", …" * (len(known) > 50)
-                raise BadInput(f"unknown {kind} domain {domain!r} — {hint}Known are: {some}")
-            if kind_of.get(domain) == kind:
-                raise BadInput(f"domain {domain!r} is twice among the {kind} domains — name it once")
-            if domain in kind_of:
-                raise BadInput(f"domain {domain!r} is both a {kind_of[domain]} and a {kind} domain — take one out")
-            kind_of[domain] = kind
+                raise BadInput(f"unknown {kind} domain {name!r} — {hint}Known are: {some}")
+            for domain in domains:
+                if kind_of.get(domain) == kind:
+                    raise BadInput(f"domain {domain!r} is twice among the {kind} domains — name it once")
+                if domain in kind_of:
+                    raise BadInput(f"domain {domain!r} is both a {kind_of[domain]} and a {kind} domain — take one out")
+                kind_of[domain] = kind
     return kind_of
 
 
 def _select(reviews: Dataset, kind_of: dict[str, str]) -> Splits:
     """The rows of each kind, less those whose text is in a kind before it: test, validation, training."""
-    texts, kinds = list(reviews["text"]), [kind_of.get(domain) for domain in reviews["domain"]]
+    texts, domains = reviews["text"][:], reviews["domain"][:]
+    firsts: dict[tuple[str, str], int] = {}  # (domain, text) → its first row
+    for row, key in enumerate(zip(domains, texts, strict=True)):
+        firsts.setdefault(key, row)
+    if doubles := sum(domain in kind_of for domain in domains) - sum(domain in kind_of for domain, _ in firsts):
+        log.warning("dropped %d reviews whose text came earlier in their domain", doubles)
     parts: dict[str, Dataset] = {}
     seen: set[str] = set()
     for kind in ("test", "validation", "training"):
-        members = [row for row, its_kind in enumerate(kinds) if its_kind == kind]
+        members = [row for (domain, _), row in firsts.items() if kind_of.get(domain) == kind]
         rows = [row for row in members if texts[row] not in seen]
         if len(rows) < len(members):
             dropped = len(members) - len(rows)

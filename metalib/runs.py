@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 
-from metalib import report
+from metalib import __version__, report
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config
 from metalib.errors import BadInput, MetalibError
@@ -151,15 +151,28 @@ def trained_learner(bench: Workbench, thetas: dict[str, torch.Tensor]) -> Learne
     return learner
 
 
+def read_run(folder: Path) -> Config:
+    """The settings of a run folder. Raises BadInput where it is none, or has settings that are not known here."""
+    if not (folder / "config.yaml").exists():
+        raise BadInput(f"{str(folder)!r} is not a run folder: it holds no config.yaml")
+    try:
+        return read_config(folder / "config.yaml")
+    except BadInput as error:
+        raise BadInput(f"{error} (this is metalib {__version__}; another version may have made the run)") from error
+
+
+def final_theta(folder: Path, config: Config, name: str) -> torch.Tensor:
+    """The trained weights (P,) of one learner of a run, from its checkpoint. Raises BadInput before it is finished."""
+    found = load_checkpoint(learner_folder(folder, config, name) / "checkpoint")
+    if found is None or found[0] < config.for_learner(name).meta_steps:
+        raise BadInput(f"{str(folder)!r} is not finished: {name} has no final checkpoint — go on with --resume")
+    return found[1]["theta"]
+
+
 def load_thetas(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a finished run, from its checkpoints."""
-    thetas = {}
-    for name in [*bench.config.baselines, bench.config.learner]:
-        found = load_checkpoint(learner_folder(folder, bench.config, name) / "checkpoint")
-        if found is None or found[0] < bench.config.for_learner(name).meta_steps:
-            raise BadInput(f"{str(folder)!r} is not finished: {name} has no final checkpoint — go on with --resume")
-        thetas[name] = found[1]["theta"].to(bench.weights.flat)
-    return thetas
+    names = [*bench.config.baselines, bench.config.learner]
+    return {name: final_theta(folder, bench.config, name).to(bench.weights.flat) for name in names}
 
 
 def curve_marks(steps: int) -> list[int]:
@@ -265,9 +278,7 @@ def shot_curve(bench: Workbench, thetas: dict[str, torch.Tensor]) -> dict[str, A
 def evaluate(folder: str | Path) -> Path:
     """Test a finished run again, draw the curves that cost more (accuracy against shots), write the report anew."""
     folder = Path(folder)
-    if not (folder / "config.yaml").exists():
-        raise BadInput(f"{str(folder)!r} is not a run folder: it holds no config.yaml")
-    config = read_config(folder / "config.yaml")
+    config = read_run(folder)
     accelerator = make_accelerator()
     with accelerator.main_process_first():
         splits = load_splits(config)

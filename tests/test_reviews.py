@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 import metalib.reviews
 from metalib.errors import BadInput
-from metalib.reviews import AMAZON_URL, describe, load_reviews, split_domains
+from metalib.formats import git_blob_id
+from metalib.reviews import AMAZON_URL, BLOB_IDS, describe, load_reviews, split_domains
 from metalib.world import FEATURES, TEST_DOMAINS, World
 
 REAL_FILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon22.json"
@@ -214,9 +215,12 @@ def test_no_such_source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert repr(name) in complaint(name)
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_folder_without_arsc(tmp_path: Path) -> None:
+    write(tmp_path / "reviews.json", RECORDS)
     message = complaint(tmp_path)
     assert "is a folder" in message and str(tmp_path) in message and "one file" in message
+    (tmp_path / "Amazon_few_shot").mkdir()
+    assert repr(str(tmp_path / "Amazon_few_shot")) in complaint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.pkl", "a", "a.json.gz"])
@@ -467,13 +471,82 @@ def test_odd_urls(url: str, online: None) -> None:
     assert url in complaint(url)
 
 
-def test_amazon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    path, asked = write(tmp_path / "dataset.json", RECORDS), []
-    monkeypatch.setattr(metalib.reviews, "_download", lambda url: asked.append(url) or path)
+@pytest.fixture
+def amazon(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The served file that stands for the public one: its address and its git blob id are taken for the real ones."""
+    address, folder = server
+    path = write(folder / "dataset.json", RECORDS)
+    monkeypatch.setattr(metalib.reviews, "AMAZON_URL", f"{address}/dataset.json")
+    monkeypatch.setattr(metalib.reviews, "BLOB_IDS", {f"{address}/dataset.json": git_blob_id(path.read_bytes())})
+    return path
+
+
+def kept_files() -> list[Path]:
+    """What the cache holds, less the empty locks."""
+    cache = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
+    return sorted(path for path in cache.glob("*") if path.suffix != ".lock") if cache.is_dir() else []
+
+
+def test_amazon(
+    amazon: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with caplog.at_level(logging.INFO, "metalib"):
         assert plain(load_reviews("amazon")) == stripped(RECORDS)
-    assert asked == [AMAZON_URL]
     assert "no licence" in caplog.text and "do not redistribute" in caplog.text
+    assert "dataset.json: 100%" in capsys.readouterr().err, "a progress bar"
+    amazon.unlink()
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    assert plain(load_reviews("amazon")) == stripped(RECORDS), "the second time it comes from the cache, also offline"
+    assert "dataset.json" not in capsys.readouterr().err, "and nothing is downloaded"
+    assert kept_files()
+
+
+def test_amazon_is_checked_and_another_file_is_not_kept(amazon: Path) -> None:
+    right = amazon.read_bytes()
+    wrong = write(amazon, right + b"\n").read_bytes()
+    message = complaint("amazon")
+    for part in (metalib.reviews.AMAZON_URL, git_blob_id(wrong), git_blob_id(right), "is deleted", "try again"):
+        assert part in message
+    copy = Path(message.partition("its copy ")[2].partition(" is deleted")[0])
+    assert copy.parent == Path(datasets.config.DOWNLOADED_DATASETS_PATH) and not copy.exists()
+    write(amazon, right)
+    assert plain(load_reviews("amazon")) == stripped(RECORDS), "the next time it is downloaded again"
+    write(copy, wrong)
+    assert git_blob_id(wrong) in complaint("amazon"), "what was kept is checked too"
+
+
+def test_git_blob_id() -> None:
+    assert git_blob_id(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+    assert git_blob_id(b"hello world\n") == "3b18e512dba79e4c8300dd08aeb37f8e728b8dad"
+
+
+def test_public_files() -> None:
+    assert AMAZON_URL in BLOB_IDS
+    for url, blob_id in BLOB_IDS.items():
+        assert url.startswith("https://raw.githubusercontent.com/") and url.endswith("/dataset.json")
+        assert len(bytes.fromhex(blob_id)) == 20
+
+
+class Halved(Quiet):
+    """Sends half of what it announces, then hangs up."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
+        outputfile.write(content[: len(content) // 2])
+        self.close_connection = True
+
+
+def test_an_interrupted_download_leaves_nothing_half(amazon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Quiet, "copyfile", Halved.copyfile)
+        message = complaint("amazon")
+    assert "cannot be downloaded" in message
+    assert all(path.suffix == ".incomplete" for path in kept_files()), "nothing that would be taken for the file"
+    assert plain(load_reviews("amazon")) == stripped(RECORDS)
+    assert {path.suffix for path in kept_files()} <= {"", ".json"}
 
 
 # The real file
@@ -535,9 +608,10 @@ def test_split_properties(drawn: Any, roles: Any, count: int | None, name_traini
         assert sorted(splits.validation_domains + splits.train_domains) == sorted(training)
     held_out: set[str] = set()
     for part, domains in zip(parts, names, strict=True):
-        own = [row for row in rows if row[2] in domains]
+        own = list({(row[0], row[2]): row for row in reversed(rows) if row[2] in domains}.values())[::-1]
+        own.sort(key=rows.index)  # the first of each text in a domain
         got = [tuple(row.values()) for row in part.to_list()]
-        assert got == [row for row in own if row[0] not in held_out], "all rows but the shared ones, in order"
+        assert got == [row for row in own if row[0] not in held_out], "all rows but doubles and shared ones, in order"
         assert part.features == FEATURES
         held_out |= {row[0] for row in own}
 
@@ -562,6 +636,15 @@ def test_training_domains_as_names() -> None:
     splits = split_domains(SMALL, ["a"], 1, train_domains=["b", "d"])
     assert sorted(splits.train_domains + splits.validation_domains) == ["b", "d"]
     assert split_domains(SMALL, ["a"], ["c"], train_domains=["d"]).train_domains == ("d",)
+
+
+def test_doubles_in_a_domain_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("p", 1, "test"), ("q", 0, "train"), ("q", 1, "train"), ("p", 1, "test"), ("q", 0, "unused")] * 2
+    with caplog.at_level(logging.WARNING, "metalib"):
+        splits = split_domains(dataset(rows), ["test"], 0, train_domains=["train"])
+    assert [list(part["label"]) for part in (splits.test, splits.train)] == [[1], [0]]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "metalib"]
+    assert message == "dropped 6 reviews whose text came earlier in their domain"
 
 
 def test_shared_texts_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """What every learner is: a rule (θ, task) → direction, and a way to learn a task at the test."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from metalib import __version__
+from metalib.checkpoint import write_atomically
 from metalib.inner import InnerLoop, adapt, add_gradient, untouched
 from metalib.models import TokenizedReviews, merge_lora, seeded
 from metalib.tasks import Task
@@ -98,17 +101,18 @@ class Learner:
         """(rows, classes) logits of the task that `fit` has learned; each depends on its own text only."""
         return reviews.logits(self.model, rows)
 
-    def how_it_adapts(self, shots: int) -> str:
-        """What happens at the test, in a few words for a model's card."""
+    def how_it_adapts(self, support: str) -> str:
+        """What happens at the test, in a few words for a model's card; `support` says what with."""
         loop = self.adaptation_loop
-        return f"{loop.steps} gradient steps at a learning rate of {loop.lr:g} on {shots} reviews per class"
+        return f"{loop.steps} gradient steps at a learning rate of {loop.lr:g} on {support}"
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face format: a classifier where this learner is one, else the encoder.
 
         What an encoder leaves out (the learner's own modules, and whatever `fit` has remembered) goes into
-        `learner.safetensors` beside it.
+        `learner.safetensors` beside it; `metalib.json` names the learner.
         """
+        write_atomically(folder / "metalib.json", json.dumps({"learner": self.name, "metalib": __version__}).encode())
         model = merge_lora(self.model)
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("own.")}
         if self.is_classifier:

@@ -100,8 +100,8 @@ class MetricLearner(Learner):
     def memory(self) -> dict[str, torch.Tensor]:
         return {"support": self.support, "classes": self.classes}
 
-    def how_it_adapts(self, shots: int) -> str:
-        return f"comparing with {shots} reviews per class, without gradient steps"
+    def how_it_adapts(self, support: str) -> str:
+        return f"comparing with {support}, without gradient steps"
 
     @torch.no_grad()
     def logits(self, reviews: TokenizedReviews, rows: np.ndarray) -> torch.Tensor:

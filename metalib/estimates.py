@@ -1,0 +1,126 @@
+"""How well a learner does on one's own few examples, from these examples alone."""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.model_selection import RepeatedStratifiedKFold
+from tqdm.auto import tqdm
+
+from metalib.evaluation import Episodes, interval, score, score_interval
+from metalib.learners import Learner
+from metalib.models import TokenizedReviews
+from metalib.plots import label
+from metalib.report import Clean, escape, paired_table, percent, table
+from metalib.tasks import Task
+
+FOLDS, REPEATS = 5, 4
+METRICS = ("accuracy", "balanced_accuracy")
+Scores = dict[str, Any]  # {"methods": {NAME: {METRIC: {"mean", "ci95"}}}, "paired": as in evaluation.json, …}
+Values = dict[str, np.ndarray]  # method → (folds,) or (texts,) values of one metric
+
+
+def cross_validate(
+    learner: Learner, reviews: TokenizedReviews, rows: np.ndarray, rivals: dict[str, np.ndarray], seed: int
+) -> Scores | None:
+    """Learn some folds, predict the one left out; `rivals`: name → (n,) predictions for all examples.
+
+    The folds are stratified and drawn anew `REPEATS` times. Intervals and paired differences are `evaluation.interval`:
+    with k folds their correlation is estimated by 1/k, which makes it Nadeau & Bengio's 1/J + n_test/n_train.
+    None where a class has too few examples for two folds.
+    """
+    labels = reviews.labels[rows]
+    folds = min(FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
+    if folds < 2:
+        return None
+    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=REPEATS, random_state=seed)
+    tasks = [Task(rows[learn], rows[left], "", i) for i, (learn, left) in enumerate(splitter.split(rows, labels))]
+    predicted = {"adapted": [learner.predict(reviews, task, (seed, task.index))
+                             for task in tqdm(tasks, "Cross-validating", leave=False)]}  # fmt: skip
+    predicted |= {name: [all_rows[task.query] for task in tasks] for name, all_rows in rivals.items()}
+    predicted["majority"] = [np.full(len(task.query), majority(reviews.labels[task.support])) for task in tasks]
+    truth = [reviews.labels[task.query] for task in tasks]
+    values = {name: [score(p[None], y[None]) for p, y in zip(each, truth, strict=True)]
+              for name, each in predicted.items()}  # fmt: skip
+    episodes = Episodes(tasks, np.empty(0), {"": 1 / folds})
+    of_metric = {metric: {name: np.concatenate([fold[metric] for fold in each]) for name, each in values.items()}
+                 for metric in METRICS}  # fmt: skip
+    return {"folds": folds, "repeats": REPEATS, **summarise(of_metric, dict.fromkeys(METRICS, episodes), len(rows))}
+
+
+def test_rest(
+    learner: Learner,
+    reviews: TokenizedReviews,
+    learn: np.ndarray,
+    rest: np.ndarray,
+    rivals: dict[str, np.ndarray],
+    seed: int,
+) -> Scores | None:
+    """Learn the rows `learn`, predict the rows `rest`, whose texts count as independent; None where there are none.
+
+    Balanced accuracy is the mean of the classes' recalls: `evaluation.interval` with classes for domains.
+    """
+    if not len(rest):
+        return None
+    labels = reviews.labels[rest]
+    predicted = {"adapted": learner.predict(reviews, Task(learn, rest, "", 0), (seed,))}
+    predicted |= {name: all_rows[rest] for name, all_rows in rivals.items()}
+    predicted["majority"] = np.full(len(rest), majority(labels))  # the best that a constant can do
+    right = {name: (each == labels).astype(float) for name, each in predicted.items()}
+    texts = {"accuracy": [Task(rest, rest, "", i) for i in range(len(rest))],
+             "balanced_accuracy": [Task(rest, rest, str(y), i) for i, y in enumerate(labels)]}  # fmt: skip
+    episodes = {metric: Episodes(tasks, labels, dict.fromkeys({task.domain for task in tasks}, 0.0))
+                for metric, tasks in texts.items()}  # fmt: skip
+    return {"texts": len(rest), **summarise(dict.fromkeys(METRICS, right), episodes, len(rest))}
+
+
+def majority(labels: np.ndarray) -> int:
+    """The most frequent class, of equally frequent ones the first."""
+    return int(np.bincount(labels).argmax())
+
+
+def summarise(values: dict[str, Values], episodes: dict[str, Episodes], texts: int) -> Scores:
+    """Means with intervals of each metric and method, and the paired differences of `adapted` to the others."""
+    names = list(values["accuracy"])
+    methods = {name: {metric: point(values[metric][name], episodes[metric], texts if name != "majority" else 0)
+                      for metric in METRICS} for name in names}  # fmt: skip
+    paired = []
+    for name in names[1:]:
+        for metric in METRICS:
+            found = interval(values[metric][names[0]] - values[metric][name], episodes[metric])
+            ends = [None if end is None else float(np.clip(end, -1, 1)) for end in found["ci95"]]
+            paired.append({"a": names[0], "b": name, "metric": metric, "difference": found["mean"], "ci95": ends})
+    return {"methods": methods, "paired": paired}
+
+
+def point(values: np.ndarray, episodes: Episodes, texts: int) -> dict[str, Any]:
+    """`score_interval`; where nothing varies, which says little when texts are few, the exact binomial interval."""
+    found = score_interval(values, episodes)
+    low, high = found["ci95"]
+    if low is not None and high - low < 1e-9:
+        found["ci95"] = [found["mean"]] * 2
+        if texts:
+            exact = binomtest(round(found["mean"] * texts), texts).proportion_ci()
+            found["ci95"] = [float(exact.low), float(exact.high)]
+    return found
+
+
+def scores_text(scores: Scores, clean: Clean = escape) -> str:
+    """Two tables: the scores in percent, and the differences in words."""
+    rows = [[label(name), *(percent(entry[metric]) for metric in METRICS)] for name, entry in scores["methods"].items()]
+    return table(["", *(metric.replace("_", " ") for metric in METRICS)], rows, clean) + "\n" + paired_table(
+        scores, clean=clean)  # fmt: skip
+
+
+def results(facts: dict[str, Any], clean: Clean = escape) -> str:
+    """The scores as they stand in `metalib.json`, with what they are."""
+    found, rest = facts["cross_validation"], facts["test"]
+    shown = ["A class has too few examples to cross-validate.\n"]
+    if found:
+        how = f"{found['folds']} folds, {found['repeats']} times"
+        shown = [f"Cross-validation on the examples ({how}), percent, with 95% intervals that account for overlap "
+                 f"(Nadeau & Bengio).\n\n{scores_text(found, clean)}"]  # fmt: skip
+    if rest:
+        shown.append(f"Test on the {rest['texts']} examples that were not learned, percent, with 95% intervals.\n\n"
+                     f"{scores_text(rest, clean)}")  # fmt: skip
+    return "\n".join(shown)
