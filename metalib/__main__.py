@@ -195,9 +195,8 @@ def apply(asked: Adapt | Predict) -> str:
         raise BadInput(f"{type(asked).__name__.lower()} is for one process — start it without a launcher")
     transformers_logging.disable_progress_bar()  # of loading and saving the few tensors of a model
     if isinstance(asked, Adapt):
-        words = {"seed": asked.seed, "shots": asked.shots}
-        folder = adapting.adapt(asked.run, asked.data, asked.out, text_column=asked.text_column,
-                                label_column=asked.label_column, **words)  # fmt: skip
+        folder = adapting.adapt(asked.run, asked.data, asked.out, asked.shots, asked.text_column, asked.label_column,
+                                asked.seed)  # fmt: skip
         return f"{adapting.summary(folder)}\nEverything is in {folder}"
     if bool(asked.texts) == (asked.file is not None):
         raise BadInput("nothing to predict, or two things — give either texts or --file")

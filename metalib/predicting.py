@@ -178,7 +178,7 @@ def count_cut(
     texts: Sequence[str], reviews: TokenizedReviews, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> int:
     """How many texts have more than `max_length` tokens; `reviews` are these texts, tokenised and cut."""
-    full = [texts[row] for row in np.flatnonzero(reviews.lengths == max_length)]
+    full = [texts[row] for row in np.flatnonzero(reviews.lengths == max_length).tolist()]
     if not full:
         return 0
     longer = tokenizer(full, truncation=True, max_length=max_length + 1)["input_ids"]
