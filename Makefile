@@ -62,7 +62,7 @@ family: setup ## make results/family again: all learners of configs/family.yaml 
 	mkdir -p results/family
 	for file in $(KEPT); do cp runs/results/family/$$file results/family || exit 1; done
 
-GRID := conflict=0,0.2,0.4,0.6,0.75,1 cue=0,0.5,1 shots=1,5,20
+GRID := conflict=0,0.4,0.75,1 cue=0,1 shots=1,5,20
 
 phase: setup ## make results/phase again: learners over a grid of worlds and shots (goes on where it was stopped)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 -m metalib phase configs/phase.yaml \

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from metalib.config import read_config
-from metalib.report import over_seeds, scores_table
+from metalib.phase import winner
+from metalib.report import gains_table, over_seeds, scores_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,3 +73,37 @@ def test_the_differences_that_the_readme_tells_of_the_amazon_run_are_those_of_it
     )
     numbers = (f"{100 * value:.1f}".replace("-", "−") for value in (other["difference"], *other["ci95"]))
     assert "no difference to be seen ({}, {} to {})".format(*numbers) in " ".join(README.split())
+
+
+def test_the_family_table_of_the_readme_is_that_of_the_committed_run_and_every_learner_gained() -> None:
+    evaluation = json.loads((ROOT / "results" / "family" / "evaluation.json").read_text(encoding="utf-8"))
+    assert block("results/family/evaluation.json") == gains_table(evaluation).strip()
+    gains = [pair for pair in evaluation["paired"]
+             if pair["b"] == f"untrained_{pair['a']}" and pair["metric"] == "balanced_accuracy"]  # fmt: skip
+    assert len(gains) == 9 and all(pair["ci95"][0] > 0 for pair in gains)
+
+
+@pytest.mark.parametrize("name", ["family", "phase"])
+def test_the_committed_results_of_the_family_used_its_config(name: str) -> None:
+    used, shipped = (read_config(path) for path in (ROOT / "results" / name / "config.yaml",
+                                                    ROOT / "configs" / f"{name}.yaml"))  # fmt: skip
+    assert {key for key in vars(used) if vars(used)[key] != vars(shipped)[key]} <= {"out", "resume"}
+
+
+def test_what_the_readme_says_of_the_phase_diagram_is_what_its_file_says() -> None:
+    cells = json.loads((ROOT / "results" / "phase" / "phase.json").read_text(encoding="utf-8"))["cells"]
+    best: dict[str, set[tuple[float, float]]] = {}
+    for cell in cells:
+        best.setdefault(winner(cell)[0], set()).add((cell["conflict"], cell["cue"]))
+    sure = sum(winner(cell)[0] != "joint" for cell in cells)
+    words = " ".join(README.split())
+    assert f"In {sure} of the {len(cells)} cells a learner is surely above joint training" in words
+    low = [cell for cell in cells if cell["cue"] == 0 and cell["conflict"] <= 0.4]
+    assert low and all(winner(cell)[0] == "joint" for cell in low)
+    high = [cell for cell in cells if cell["cue"] == 0 and cell["conflict"] >= 0.75]
+    assert high and all(winner(cell)[0] == "reptile" for cell in high)
+    reptile = [pair["difference"] for cell in high for pair in cell["paired"]
+               if (pair["a"], pair["b"]) == ("reptile", "joint")]  # fmt: skip
+    assert f"by {100 * min(reptile):.0f} to {100 * max(reptile):.0f} points" in words
+    metric = {(cell["conflict"], cell["cue"]) for cell in cells if winner(cell)[0] in ("matching", "protonet")}
+    assert metric == {(0.75, 1.0)}
