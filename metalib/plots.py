@@ -173,6 +173,7 @@ def phase_diagram(cells: Sequence[dict[str, Any]], axes: Sequence[str]) -> Figur
                                               alpha=min(0.25 + points / 25, 1), linewidth=0))  # fmt: skip
             joint = 100 * cell["methods"]["joint"]["mean"]
             panel.text(x, y, f"{points:+.0f}\n({joint:.0f})", ha="center", va="center", fontsize=8,
+                       color="white" if sure and points > 10 else "black",
                        fontweight="bold" if sure else "normal")  # fmt: skip
         panel.set(title=f"{count} shot{'s' * (count > 1)}", xlabel=axes[0], xlim=(-0.5, len(xs) - 0.5),
                   ylim=(-0.5, len(ys) - 0.5))  # fmt: skip
