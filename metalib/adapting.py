@@ -20,7 +20,8 @@ from metalib.estimates import Scores, cross_validate, results, test_rest
 from metalib.examples import load_examples
 from metalib.folders import new_folder, read_json, refuse_existing, write_json
 from metalib.learners import LEARNERS, Learner, MetricLearner
-from metalib.models import TokenizedReviews, final_layer, load_model, seeded
+from metalib.models import TokenizedReviews, load_model, seeded
+from metalib.parts import final_layer
 from metalib.plots import label
 from metalib.predicting import count_cut, label_names, open_model, warn_of_cut
 from metalib.processes import make_accelerator

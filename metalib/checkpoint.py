@@ -91,3 +91,23 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
     """`read_checkpoint` with its tensors opened."""
     found = read_checkpoint(folder)
     return None if found is None else (found[0], load(found[1]))
+
+
+def read_lines(path: Path, done: int | None) -> list[str]:
+    """The lines of `metrics.jsonl` of meta-steps 0 … done, checked to be these; none where done is None."""
+    written = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if done is None:
+        if len(written) > 1:
+            log.warning("%s has %d lines, but there is no checkpoint to go with it", path, len(written))
+        return []
+    for step in range(done + 1):
+        try:
+            whole = json.loads(written[step])["meta_step"] == step
+        except (IndexError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise BadInput(
+                f"line {step + 1} of {str(path)!r} is missing or broken, but the checkpoint is of meta-step {done} — "
+                "restore the file, or delete the run folder to start from the beginning"
+            )
+    return written[: done + 1]

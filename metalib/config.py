@@ -15,7 +15,7 @@ from metalib.checkpoint import write_atomically
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop
 from metalib.learners import LEARNERS
-from metalib.models import Adapts
+from metalib.parts import Adapts
 from metalib.world import TEST_DOMAINS
 
 Count = Annotated[int, Field(ge=1)]
@@ -113,8 +113,7 @@ class Config:
     """So many of the lowest layers, and the embeddings, stay as they are."""
 
     learner: str = "reptile"
-    """The rule that turns a task into a direction: reptile, fomaml, maml, anil, joint, protonet, matching, siamese or
-    relation; `finetuned` is the model before any meta-training."""
+    """reptile, fomaml, maml, anil, joint, protonet, matching, siamese, relation; finetuned = no meta-training."""
     seed: CountOrZero = 0
     """Seed of the new weights, the training tasks, the minibatches and dropout."""
     meta_steps: CountOrZero = 300

@@ -158,6 +158,16 @@ def compare(predictions: dict[str, np.ndarray], episodes: Episodes, first: str) 
     return pairs
 
 
+def winner(cell: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """The learner of a cell of `phase.json` that beats joint training by most, and that difference.
+
+    Only differences whose simultaneous interval lies above 0 count; `joint` where there is none.
+    """
+    above = [pair for pair in cell["paired"] if pair["b"] == "joint" and (pair["simultaneous"][0] or 0) > 0]
+    best = max(above, key=lambda pair: pair["difference"], default=None)
+    return ("joint", None) if best is None else (best["a"], best)
+
+
 def curve(predictions: np.ndarray, episodes: Episodes, metric: str = "balanced_accuracy") -> list[dict[str, Any]]:
     """Mean and interval at each mark, from (episodes, marks, queries) predictions."""
     return [

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from metalib.models import Adapts, TokenizedReviews, adaptable, seeded
+from metalib.models import TokenizedReviews, seeded
+from metalib.parts import Adapts, adaptable
 from metalib.weights import Weights
 
 
@@ -26,7 +27,7 @@ class InnerLoop:
         schedule: `constant`, or `linear`: α falls in a straight line and would reach 0 after exactly `steps` steps.
         dropout: on or off, for the whole inner loop.
         micro_batch: at most so many reviews in one forward pass; the gradient of a step stays the same. 0 = no split.
-        adapts: which of the weights move (see `models.adaptable`); the others stay at θ.
+        adapts: which of the weights move (see `parts.adaptable`); the others stay at θ.
     """
 
     steps: int
@@ -129,7 +130,8 @@ def adapt(
 @contextmanager
 def only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     """Inside, gradients are computed for these parameters alone: what does not adapt costs no backward pass."""
-    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+    kept = set(names)
+    others = [p for name, p in model.named_parameters() if p.requires_grad and name not in kept]
     for parameter in others:
         parameter.requires_grad_(False)
     try:

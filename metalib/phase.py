@@ -1,7 +1,6 @@
 """When does it pay: learners compared over a grid of worlds and shots, cell by cell, on the same episodes."""
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -13,9 +12,10 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config
 from metalib.errors import BadInput
-from metalib.evaluation import Episodes, interval, score, score_interval
+from metalib.evaluation import Episodes, interval, score, score_interval, winner
 from metalib.folders import choose_folder, log_to, read_json, refuse_other_settings, start_folder, write_json
 from metalib.plots import label, phase_diagram, plt
 from metalib.processes import from_main, make_accelerator
@@ -24,7 +24,6 @@ from metalib.runs import load_splits, predict_all, train_learners
 from metalib.tasks import TaskSampler
 from metalib.training import Workbench, prepare
 
-log = logging.getLogger("metalib")
 METRIC = "balanced_accuracy"
 Cell = dict[str, Any]
 
@@ -95,7 +94,7 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
             for count in missing:
                 cells.append({"world": name, **settings_of(world, grid), **compare_at(bench, thetas, count)})
                 if accelerator.is_main_process:
-                    write(folder, cells, world)
+                    write(folder, cells)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder
@@ -161,13 +160,6 @@ def paired(a: str, b: str, differences: np.ndarray, episodes: Episodes, level: f
     return {"a": a, "b": b, "difference": entry["mean"], "ci95": entry["ci95"], "simultaneous": wide}
 
 
-def winner(cell: Cell) -> tuple[str, dict[str, Any] | None]:
-    """The learner that beats joint training by most, and that difference; `joint` where none surely does."""
-    above = [pair for pair in cell["paired"] if pair["b"] == "joint" and (pair["simultaneous"][0] or 0) > 0]
-    best = max(above, key=lambda pair: pair["difference"], default=None)
-    return ("joint", None) if best is None else (best["a"], best)
-
-
 def phase_table(cells: Sequence[Cell], axes: Sequence[str]) -> str:
     """All cells as a Markdown table."""
     rows = []
@@ -180,7 +172,7 @@ def phase_table(cells: Sequence[Cell], axes: Sequence[str]) -> str:
     return table(head, rows)
 
 
-def write(folder: Path, cells: list[Cell], config: Config) -> None:
+def write(folder: Path, cells: list[Cell]) -> None:
     """`phase.json`, and the same as a table and as a figure."""
     axes = axes_of(cells)
     write_json(folder / "phase.json", {"axes": axes, "cells": cells})
@@ -188,7 +180,7 @@ def write(folder: Path, cells: list[Cell], config: Config) -> None:
         f"Balanced accuracy on {cells[0]['episodes']} test episodes in percent, with 95% intervals. The last column "
         "holds simultaneous 95% intervals (Bonferroni over the pairs of learners in a cell).\n\n"
     )
-    (folder / "phase.md").write_text(text + phase_table(cells, axes), encoding="utf-8")
+    write_atomically(folder / "phase.md", (text + phase_table(cells, axes)).encode())
     if len(axes) == 2:
         figure = phase_diagram(cells, axes)
         figure.savefig(folder / "phase.png", dpi=120)

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metalib.evaluation import winner
+
 COLOURS = {
     "reptile": "#0072B2",
     "joint": "#E69F00",
@@ -164,12 +166,12 @@ def phase_diagram(cells: Sequence[dict[str, Any]], axes: Sequence[str]) -> Figur
     for panel, count in zip(panels[0], shots, strict=True):
         for cell in (cell for cell in cells if cell["shots"] == count):
             x, y = xs.index(cell[axes[0]]), ys.index(cell[axes[1]])
+            name, sure = winner(cell)
             rivals = [pair for pair in cell["paired"] if pair["b"] == "joint"]
-            best = max(rivals, key=lambda pair: pair["difference"])
-            points, sure = 100 * best["difference"], (best["simultaneous"][0] or 0) > 0
+            points = 100 * (sure or max(rivals, key=lambda pair: pair["difference"]))["difference"]
             if sure:
-                winners.append(best["a"])
-                panel.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=COLOURS.get(best["a"], "#777777"),
+                winners.append(name)
+                panel.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=COLOURS.get(name, "#777777"),
                                               alpha=min(0.25 + points / 25, 1), linewidth=0))  # fmt: skip
             joint = 100 * cell["methods"]["joint"]["mean"]
             panel.text(x, y, f"{points:+.0f}\n({joint:.0f})", ha="center", va="center", fontsize=8,

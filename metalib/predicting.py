@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop
 from metalib.learners import LEARNERS, Learner, MetricLearner
-from metalib.models import TokenizedReviews, final_layer, load_model, longest_input
+from metalib.models import TokenizedReviews, load_model, longest_input
+from metalib.parts import final_layer
 from metalib.processes import make_accelerator
 from metalib.weights import Weights
 

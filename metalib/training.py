@@ -17,12 +17,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from metalib.checkpoint import append_line, read_checkpoint, save_checkpoint, write_atomically
+from metalib.checkpoint import append_line, read_checkpoint, read_lines, save_checkpoint, write_atomically
 from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, predict_episodes, score, score_interval
 from metalib.learners import LEARNERS, Learner
-from metalib.models import TokenizedReviews, add_lora, load_model, seeded
+from metalib.models import TokenizedReviews, load_model, seeded
+from metalib.parts import add_lora
 from metalib.processes import anywhere, from_main, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_tasks
@@ -55,11 +56,7 @@ class Workbench:
 
 
 def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workbench:
-    """Load the model, tokenise the reviews (once, by the first process) and put everything in its place.
-
-    The flat vector holds the model, its low-rank updates where a learner of the run adapts these, and the learners' own
-    modules.
-    """
+    """Load the model, tokenise the reviews (once, by the first process) and put everything in its place."""
     names = splits.train.features["label"].names
     with accelerator.main_process_first():
         model, tokenizer = load_model(
@@ -77,7 +74,7 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
 
 
 def extend_model(model: PreTrainedModel, config: Config) -> None:
-    """Add to the model what the learners of the run learn beside it."""
+    """Add to the model what the learners of the run learn beside it: low-rank updates, modules of their own."""
     names = dict.fromkeys((*config.baselines, config.learner))
     with seeded((config.seed, 1)):
         if any(config.for_learner(name).adapt == "lora" for name in names):
@@ -276,26 +273,6 @@ def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -
     else:
         log.info("%s holds no checkpoint yet: starting from the beginning", folder)
     return facts["done"], lines
-
-
-def read_lines(path: Path, done: int | None) -> list[str]:
-    """The lines of `metrics.jsonl` of meta-steps 0 … done, checked to be these; none where done is None."""
-    written = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    if done is None:
-        if len(written) > 1:
-            log.warning("%s has %d lines, but there is no checkpoint to go with it", path, len(written))
-        return []
-    for step in range(done + 1):
-        try:
-            whole = json.loads(written[step])["meta_step"] == step
-        except (IndexError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise BadInput(
-                f"line {step + 1} of {str(path)!r} is missing or broken, but the checkpoint is of meta-step {done} — "
-                "restore the file, or delete the run folder to start from the beginning"
-            )
-    return written[: done + 1]
 
 
 def validation_episodes(bench: Workbench) -> Episodes | None:

@@ -17,7 +17,8 @@ from metalib.config import read_config
 from metalib.inner import InnerLoop, adapt, minibatches, untouched
 from metalib.learners import ANIL, FOMAML, LEARNERS, MAML, Matching, Prototypical, Reptile
 from metalib.learners.metric import prototypes, scaled_cosine
-from metalib.models import features, load_model, merge_lora
+from metalib.models import load_model
+from metalib.parts import features, merge_lora
 from metalib.runs import train
 from metalib.tasks import Task
 from metalib.training import extend_model

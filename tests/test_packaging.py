@@ -140,3 +140,8 @@ def test_no_file_carries_a_path_of_one_machine():
             continue  # not a text file
         found += [f"{name}:{i}" for i, line in enumerate(lines, 1) if MACHINE_PATH.search(line)]
     assert not found, f"paths of one machine in {found}"
+
+
+def test_no_module_outgrows_what_a_reader_holds_in_the_head():
+    lengths = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in ROOT.glob("metalib/**/*.py")}
+    assert len(lengths) > 20 and {name: length for name, length in lengths.items() if length > 300} == {}

@@ -275,6 +275,6 @@ def test_the_table_says_who_wins() -> None:
 
 
 def test_two_axes_are_drawn_into_the_folder(tmp_path: Path, config: Config) -> None:
-    module.write(tmp_path, grid_of_cells([0.0, 1.0], [0.0, 1.0]), config)
+    module.write(tmp_path, grid_of_cells([0.0, 1.0], [0.0, 1.0]))
     assert (tmp_path / "phase.png").stat().st_size > 1000
     assert read_cells(tmp_path / "phase.json") == grid_of_cells([0.0, 1.0], [0.0, 1.0])

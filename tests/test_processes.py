@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from metalib import processes, training
-from metalib.checkpoint import load_checkpoint
+from metalib.checkpoint import load_checkpoint, read_lines
 from metalib.errors import BadInput, LostProcess, Stopped
 from metalib.processes import anywhere, check_restarts, describe, make_accelerator, stop_signals, together
 from metalib.runs import train
-from metalib.training import meta_train, read_lines, resume_from
+from metalib.training import meta_train, resume_from
 
 ACCELERATE = [str(groups.PYTHON / "accelerate"), "launch"]
 
@@ -45,6 +45,16 @@ def test_one_two_and_three_processes_give_the_same_run(place, meta_batch):
         words = ("run.yaml", "--out", f"{number}-{meta_batch}", "--meta-batch", str(meta_batch))
         groups.run(place, groups.START[number], *words)
         groups.assert_same_run(place / f"{number}-{meta_batch}", place / f"1-{meta_batch}")
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_give_the_same_run_of_other_learners(place):
+    words = ("run.yaml", "--learner", "maml", "--baselines", "relation,fomaml", "--inner-optimizer", "sgd",
+             "--meta-batch", "5")  # fmt: skip
+    for number in (1, 2):
+        groups.run(place, groups.START[number], *words, "--out", f"maml-{number}")
+    learners = ("", "baselines/relation", "baselines/fomaml")
+    groups.assert_same_run(place / "maml-2", place / "maml-1", learners)
 
 
 @pytest.mark.slow

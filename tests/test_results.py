@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metalib.config import read_config
-from metalib.phase import winner
+from metalib.evaluation import winner
 from metalib.report import gains_table, over_seeds, scores_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,10 +25,10 @@ from metalib.weights import Weights
 
 pytestmark = pytest.mark.slow
 
-SEED = 0
+SEEDS = (0, 1)
 SHOTS, STEPS = 10, 32  # at the test
 POINTS = 50  # of each wave while meta-training
-META_STEPS, META_BATCH = 2000, 4  # 8,000 waves for every learner
+META_STEPS, META_BATCH = 4000, 4  # 16,000 waves for every learner
 RATES = (0.01, 0.015, 0.02, 0.03)  # learning rates at the test; each start gets the one that suits it best
 VALIDATION_WAVES, TEST_WAVES = 40, 100
 GRID = torch.linspace(-5, 5, 201)[:, None]
@@ -118,11 +118,14 @@ def best_errors(start: tuple[Network, Weights], seed: int) -> tuple[float, np.nd
     return lr, errors(*start, test, TEST_WAVES, lr)
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, tuple[float, np.ndarray]]:
+@pytest.fixture(scope="module", params=SEEDS)
+def found(request) -> dict[str, tuple[float, np.ndarray]]:
     """Start → the learning rate chosen for it and its errors (waves,) at the test."""
-    starts = {kind.name: meta_trained(kind, SEED) for kind in (MAML, Reptile, Joint)} | {"random": random_start(SEED)}
-    return {name: best_errors(start, SEED) for name, start in starts.items()}
+    seed = request.param
+    starts = {kind.name: meta_trained(kind, seed) for kind in (MAML, Reptile, Joint)} | {"random": random_start(seed)}
+    figures = {name: best_errors(start, seed) for name, start in starts.items()}
+    print(f"seed {seed}: learning rate and mean squared error:", {n: (lr, e.mean()) for n, (lr, e) in figures.items()})
+    return figures
 
 
 def test_a_wave_is_a_function_of_seed_and_index_and_keeps_to_the_ranges():

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from metalib import __version__
 from metalib.checkpoint import write_atomically
 from metalib.inner import InnerLoop, adapt, add_gradient, untouched
-from metalib.models import TokenizedReviews, merge_lora, seeded
+from metalib.models import TokenizedReviews, seeded
+from metalib.parts import merge_lora
 from metalib.tasks import Task
 from metalib.weights import Weights
 
@@ -114,13 +115,12 @@ class Learner:
         """
         write_atomically(folder / "metalib.json", json.dumps({"learner": self.name, "metalib": __version__}).encode())
         model = merge_lora(self.model)
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("own.")}
+        state = model.state_dict()
         if self.is_classifier:
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if not k.startswith("own.")})
             return
         model.base_model.save_pretrained(folder)
-        encoder = f"{model.base_model_prefix}."
-        rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(encoder)}
+        rest = {k: v for k, v in state.items() if not k.startswith(f"{model.base_model_prefix}.")}
         save_file({name: tensor.contiguous() for name, tensor in {**rest, **self.memory()}.items()},
                   folder / "learner.safetensors")  # fmt: skip
 

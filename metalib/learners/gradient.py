@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop, adapt, minibatches, untouched
 from metalib.learners.base import Learner
-from metalib.models import TokenizedReviews, adaptable, seeded
+from metalib.models import TokenizedReviews, seeded
+from metalib.parts import adaptable
 from metalib.tasks import Task
 from metalib.weights import Weights
 

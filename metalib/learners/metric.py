@@ -1,6 +1,6 @@
 """Learners that compare: a query is given the class of the support reviews that it is most like.
 
-All see a text as its features, the input of the classifier's last matrix (`models.features`). Their direction is
+All see a text as its features, the input of the classifier's last matrix (`parts.features`). Their direction is
 −∇ episode loss at θ; at the test they take no gradient steps.
 """
 
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop
 from metalib.learners.base import Learner
-from metalib.models import TokenizedReviews, features, final_layer
+from metalib.models import TokenizedReviews
+from metalib.parts import features, final_layer
 from metalib.tasks import Task
 
 TEMPERATURE = 0.1  # of cosines, which lie between −1 and 1 and would leave every softmax flat
@@ -86,12 +87,17 @@ class MetricLearner(Learner):
         seed: tuple[int, ...] = (0,),
         after_step: Callable[[int], None] | None = None,
     ) -> None:
-        """Look at the support set and remember its features: no steps, so `after_step` sees the same at all of them."""
+        """Look at the support set and remember its features: no steps, so `after_step` is called with 0 alone."""
         labels = torch.from_numpy(reviews.labels[support]).to(reviews.device)
         self.remember(reviews.features(self.model, support), self.one_hot(labels))
         if after_step:
-            for step in range(self.adaptation_loop.steps + 1):
-                after_step(step)
+            after_step(0)
+
+    def predict_along(
+        self, reviews: TokenizedReviews, task: Task, seed: tuple[int, ...], marks: list[int]
+    ) -> np.ndarray:
+        """(marks, queries) predicted classes, the same at all marks, computed once; leaves no trace."""
+        return np.repeat(super().predict_along(reviews, task, seed, [0]), len(marks), axis=0)
 
     def remember(self, support: torch.Tensor, classes: torch.Tensor) -> None:
         """Keep a support set for `logits`: features (s, hidden) and one-hot classes (s, c)."""
@@ -137,6 +143,11 @@ def prototypes(support: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return classes.T.to(support.dtype) @ support / classes.sum(0)[:, None]
 
 
+def by_class(pairs: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """(q, c, s) scores of pairs (q, s), −∞ where the support review is not of class c, from one-hot classes (s, c)."""
+    return pairs[:, None] + torch.where(classes.T[None] > 0, 0.0, -torch.inf)
+
+
 class Matching(MetricLearner):
     """Matching networks (Vinyals et al. 2016, eq. 1): p(y | q) = Σ_i a(q, x_i) [y_i = y], a = softmax of cosines.
 
@@ -150,8 +161,7 @@ class Matching(MetricLearner):
         return scaled_cosine(queries, support).softmax(-1)
 
     def scores(self, queries: torch.Tensor, support: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        others = torch.where(classes.T[None] > 0, 0.0, -torch.inf)  # (1, c, s)
-        return (scaled_cosine(queries, support)[:, None] + others).logsumexp(-1)
+        return by_class(scaled_cosine(queries, support), classes).logsumexp(-1)
 
 
 class Siamese(MetricLearner):
@@ -171,8 +181,7 @@ class Siamese(MetricLearner):
         return self.model.own[self.name]((queries[:, None] - support[None]).abs()).squeeze(-1)
 
     def scores(self, queries: torch.Tensor, support: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        others = torch.where(classes.T[None] > 0, 0.0, -torch.inf)  # (1, c, s)
-        return (self.pairs(queries, support)[:, None] + others).amax(-1)
+        return by_class(self.pairs(queries, support), classes).amax(-1)
 
     def loss(
         self, queries: torch.Tensor, labels: torch.Tensor, support: torch.Tensor, classes: torch.Tensor
