@@ -88,4 +88,4 @@ def features(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.T
         handle.remove()
     if caught[0].dim() != 2:
         raise BadInput(f"{type(model).__name__} classifies every token — take an encoder that has one vector a text")
-    return caught[0].float()
+    return caught[0].to(torch.promote_types(caught[0].dtype, torch.float32))  # not in bfloat16

@@ -182,10 +182,10 @@ def learner_of(bench, name, loop=LOOP):
 
 
 def test_a_learned_protonet_is_the_linear_classifier_of_its_prototypes(family):
-    """softmax of the model's logits = softmax of −‖f − c_k‖²; `features` are rounded to float32."""
+    """softmax of the model's logits = softmax of −‖f − c_k‖², in float64."""
     model, weights = a_model(family)
     learner, reviews, task = Prototypical(model, weights, LOOP, LOOP), family.reviews["validation"], a_task(family)
-    support, queries = (reviews.features(model, rows).double() for rows in (task.support, task.query))
+    support, queries = (reviews.features(model, rows) for rows in (task.support, task.query))
     labels = torch.from_numpy(reviews.labels[task.support])
     centres = torch.stack([support[labels == k].mean(0) for k in (0, 1)])
     expected = (-torch.cdist(queries, centres).square()).softmax(-1)
@@ -194,10 +194,10 @@ def test_a_learned_protonet_is_the_linear_classifier_of_its_prototypes(family):
     with torch.no_grad():
         batch = reviews.batch(task.query)
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.softmax(-1)
-    assert expected.std(0).min() > 0.05
+    assert expected.std(0).min() > 0.05 and expected.dtype == torch.float64
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert weights.flat[weights.slices["classifier.weight"]].view(2, -1).allclose(2 * centres, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    assert weights.flat[weights.slices["classifier.weight"]].view(2, -1).allclose(2 * centres, atol=1e-9)
 
 
 def test_matching_mixes_the_classes_by_its_attention(family, seen):
