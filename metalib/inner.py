@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from metalib.fast import Moving
 from metalib.models import TokenizedReviews, seeded
 from metalib.parts import Adapts, adaptable
 from metalib.weights import Weights
@@ -39,9 +40,8 @@ class InnerLoop:
     micro_batch: int = 0
     adapts: Adapts = "all"
 
-    def make_optimizer(self, weights: Weights, names: Collection[str] | None = None) -> torch.optim.Optimizer:
-        """A new optimiser over the one flat vector, or over those parts of it that hold the named parameters."""
-        leaves = [weights.leaf(place) for place in weights.places(weights.slices if names is None else names)]
+    def make_optimizer(self, leaves: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new optimiser over leaves such as `weights.leaf()`."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(leaves, lr=self.lr)
         return torch.optim.Adam(leaves, lr=self.lr, betas=(0.0, 0.999), fused=leaves[0].device.type != "mps")
@@ -109,20 +109,22 @@ def adapt(
         (k,) the loss of each step's minibatch before the step, detached. Not checked for being finite.
     """
     names = adaptable(model, weights.slices, loop.adapts)
-    optimizer = loop.make_optimizer(weights, names)
     losses = torch.zeros(loop.steps, device=weights.flat.device)
     if after_step:
         after_step(0)
     was_training = model.training
-    with seeded(seed, weights.flat.device), only(model, names):
+    moving = Moving(model, weights, names, lambda: reviews.words(support))
+    optimizer = loop.make_optimizer(moving.leaves)
+    with seeded(seed, weights.flat.device), only(model, names), moving:
         for step, rows in enumerate(minibatches(support, loop.batch_size, loop.steps, seed)):
             model.train(loop.dropout)
-            weights.grad.zero_()
+            optimizer.zero_grad(set_to_none=False)
             losses[step] = add_gradient(model, reviews, rows, loop.micro_batch)
             optimizer.param_groups[0]["lr"] = loop.lr_at(step)
             optimizer.step()
             if after_step:
-                after_step(step + 1)
+                with moving.whole():
+                    after_step(step + 1)
     model.train(was_training)
     return losses
 
@@ -145,9 +147,9 @@ def only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 def untouched(model: PreTrainedModel, weights: Weights) -> Iterator[torch.Tensor]:
     """Whatever is done inside leaves no trace: weights, buffers, mode and random state are put back.
 
-    Yields θ (P,), the point to which the weights will return.
+    Yields θ (P,), the point to which the weights will return; copy it to keep it.
     """
-    theta = weights.snapshot()
+    theta = weights.vector().copy_(weights.flat)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     was_training = model.training
     cuda = [weights.flat.device] if weights.flat.device.type == "cuda" else []
@@ -156,6 +158,7 @@ def untouched(model: PreTrainedModel, weights: Weights) -> Iterator[torch.Tensor
             yield theta
     finally:
         weights.restore(theta)
+        weights.give_back(theta)
         weights.grad.zero_()
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from metalib.errors import BadInput
+from metalib.fast import pack
 from metalib.parts import features
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -36,7 +37,10 @@ def seeded(seed: int | tuple[int, ...], device: torch.device | None = None) -> I
     number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(number)
+        if device is None or device.type == "cpu":
+            torch.default_generator.manual_seed(number)  # `torch.manual_seed` asks for every kind of device: slow
+        else:
+            torch.manual_seed(number)
         yield
 
 
@@ -106,6 +110,8 @@ def load_model(
     if max_length > longest:
         raise BadInput(f"max_length={max_length}: model {name!r} reads at most {longest} tokens — lower it")
     model.eval()
+    if name != "tiny":  # there, the texts are of like length, and the layers cost less than the packing
+        pack(model)
     freeze_lower_layers(model, frozen_layers)
     return model, tokenizer
 
@@ -232,6 +238,11 @@ class TokenizedReviews:
             "labels": self.labels[rows],
         }
         return {name: torch.from_numpy(column).to(self.device) for name, column in columns.items()}
+
+    def words(self, rows: np.ndarray) -> torch.Tensor:
+        """(words,) numbers of the words in some rows and of the padding, each once, sorted."""
+        numbers = np.unique(np.concatenate([[self.padding], *(self.tokens[row] for row in rows)]))
+        return torch.from_numpy(numbers).to(self.device)
 
     @torch.no_grad()
     def compute(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from metalib.checkpoint import append_line, read_checkpoint, read_lines, save_checkpoint, write_atomically
 from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
-from metalib.evaluation import Episodes, predict_episodes, score, score_interval
+from metalib.evaluation import Episodes, curve, predict_episodes
 from metalib.learners import LEARNERS, Learner
 from metalib.models import TokenizedReviews, load_model, seeded
 from metalib.parts import add_lora
@@ -30,6 +30,7 @@ from metalib.tasks import TaskSampler, hash_tasks
 from metalib.weights import Weights
 
 log = logging.getLogger("metalib")
+CHUNK = 2**20  # numbers that are turned into float64 at a time
 
 
 @dataclass
@@ -99,7 +100,8 @@ class OuterStep:
     def __call__(self, direction: torch.Tensor, epsilon: float) -> None:
         """Take one step along `direction` (P,), a float64 mean over the tasks of the meta-batch."""
         if self.adam is None:
-            self.weights.flat.copy_(self.weights.flat.to(direction.dtype) + epsilon * direction)
+            for theta, change in zip(self.weights.flat.split(CHUNK), direction.split(CHUNK), strict=True):
+                theta.copy_(theta.to(change.dtype) + epsilon * change)
         else:
             self.weights.grad.copy_(-direction)
             self.adam.param_groups[0]["lr"] = epsilon
@@ -142,11 +144,13 @@ def sum_directions(
         task = sampler[step * meta_batch + place]
         direction, met = learner.direction(reviews, task, (sampler.seed, task.index))
         total[:size] += direction
+        learner.weights.give_back(direction)
         losses[place, 0] = met[0]
         losses[place, 1] = met[-1] + 0 * met.sum()  # 0, or not finite where any loss on the way was not
-    with together(accelerator, f"at meta-step {step + 1}"):
-        total = accelerator.reduce(total, "sum")
-    return total[:size] / meta_batch, total[size:].view(meta_batch, 2).cpu().numpy()
+    if accelerator.num_processes > 1:
+        with together(accelerator, f"at meta-step {step + 1}"):
+            total = accelerator.reduce(total, "sum")
+    return total[:size].div_(meta_batch), total[size:].view(meta_batch, 2).cpu().numpy()
 
 
 def check_finite(losses: np.ndarray, sampler: TaskSampler, step: int) -> None:
@@ -290,9 +294,7 @@ def validate(bench: Workbench, learner: Learner, episodes: Episodes, meta_step: 
     predictions = predict_episodes(
         learner, bench.reviews["validation"], episodes, marks, bench.config.split_seed, bench.accelerator
     )
-    before, after = (
-        score_interval(score(predictions[:, mark], episodes.labels)["balanced_accuracy"], episodes) for mark in (0, 1)
-    )
+    before, after = curve(predictions, episodes)
     log.info("%s, meta-step %d: validation balanced accuracy %.3f before, %.3f after adapting",
              learner.name, meta_step, before["mean"], after["mean"])  # fmt: skip
     return {"before": before, "after": after}

@@ -29,6 +29,8 @@ class Weights:
         size = sum(parameter.numel() for parameter in named.values())
         self.flat = torch.empty(size, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.flat)
+        self._lent: set[int] = set()  # addresses of the vectors given out
+        self._spare: list[torch.Tensor] = []
         self.slices: dict[str, slice] = {}
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
         end = 0
@@ -49,6 +51,22 @@ class Weights:
     def restore(self, point: torch.Tensor) -> None:
         """Put the weights back to `point` (P,)."""
         self.flat.copy_(point)
+
+    def since(self, point: torch.Tensor) -> torch.Tensor:
+        """The displacement (P,) from `point` (P,) to where the weights are now."""
+        return torch.sub(self.flat, point, out=self.vector())
+
+    def vector(self) -> torch.Tensor:
+        """A vector (P,) to be written into: a used one where there is one, as fresh memory is several times slower."""
+        vector = self._spare.pop() if self._spare else torch.empty_like(self.flat)
+        self._lent.add(vector.data_ptr())
+        return vector
+
+    def give_back(self, vector: torch.Tensor) -> None:
+        """Let a vector from `vector()` be used again; any other tensor is left alone."""
+        if vector.data_ptr() in self._lent:
+            self._lent.discard(vector.data_ptr())
+            self._spare.append(vector)
 
     def views(self, point: torch.Tensor) -> dict[str, torch.Tensor]:
         """Name → parameter, as views into any `point` (P,): what `torch.func.functional_call` takes."""

@@ -142,7 +142,7 @@ def test_no_optimiser_state_goes_from_one_task_to_the_next(bench):
 
 def test_adam_starts_without_momentum(bench):
     """β₁ = 0: a step along a coordinate whose gradient is 0 is 0, whatever the gradient was before."""
-    optimizer = replace(LOOP, lr=0.1).make_optimizer(bench.weights)
+    optimizer = replace(LOOP, lr=0.1).make_optimizer([bench.weights.leaf()])
     bench.weights.grad.fill_(1)
     optimizer.step()
     torch.testing.assert_close(bench.weights.flat, bench.theta_0 - 0.1, rtol=0, atol=1e-6)  # α · sign of the gradient

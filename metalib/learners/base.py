@@ -82,7 +82,7 @@ class Learner:
             self.model.train(self.training_loop.dropout)
             self.weights.grad.zero_()  # the outer optimiser's last gradient may still stand there
             value = loss()
-            return -self.weights.grad, value[None]
+            return torch.neg(self.weights.grad, out=self.weights.vector()), value[None]
 
     def loss_on(self, reviews: TokenizedReviews, rows: np.ndarray) -> torch.Tensor:
         """The classifier's mean loss over the rows, (); its gradient is added to `weights.grad`."""

@@ -31,7 +31,7 @@ class Reptile(Learner):
     def direction(self, reviews: TokenizedReviews, task: Task, seed: tuple[int, ...]) -> Direction:
         with untouched(self.model, self.weights) as theta:
             losses = adapt(self.model, self.weights, reviews, task.support, self.training_loop, seed)
-            return self.weights.flat - theta, losses
+            return self.weights.since(theta), losses
 
 
 class FOMAML(Learner):

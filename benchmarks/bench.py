@@ -1,0 +1,442 @@
+"""What metalib costs, beside the plain way and the limit of the hardware: every figure of `benchmarks/RESULTS.md`.
+
+python benchmarks/bench.py --data path/to/amazon22.json --model path/to/all-MiniLM-L6-v2
+
+Without data and model only the rows of the tiny model are measured. Finished measurements are kept in `--out` and not
+made again; delete the file, or name them with `--only`, to make them anew.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import datasets
+import numpy as np
+import torch
+import transformers
+import tyro
+from accelerate import Accelerator
+from plain import PlainReptile
+from bench_report import write_tables
+from torch.utils.flop_counter import FlopCounterMode
+
+from metalib.checkpoint import write_atomically
+from metalib.config import Config
+from metalib.evaluation import Episodes, predict_episodes, score
+from metalib.inner import minibatches
+from metalib.models import load_model
+from metalib.runs import load_splits
+from metalib.tasks import Task, TaskSampler
+from metalib.training import OuterStep, Workbench, annealed, prepare, sum_directions, training_tasks
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-4  # of ‖direction of metalib − direction of the plain way‖ / ‖direction‖
+Measured = dict[str, Any]
+
+
+def spread(values: list[float]) -> Measured:
+    """Median, least and most of some repetitions."""
+    return {"median": float(np.median(values)), "min": min(values), "max": max(values), "repetitions": len(values)}
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+@lru_cache
+def bench_of(data: str, model: str, max_length: int, **more: Any) -> Workbench:
+    """A workbench for Reptile: reviews, model and weights."""
+    config = Config(data=data, model=model, max_length=max_length, shots=5, **more)
+    return prepare(config, load_splits(config), Accelerator(cpu=True))
+
+
+class Pair:
+    """metalib and the plain way on the same tasks, inner steps and model (in evaluation mode: no dropout)."""
+
+    def __init__(self, bench: Workbench, shots: int, queries: int, batch: int, steps: int, padding: str) -> None:
+        self.bench = bench
+        self.config = replace(bench.config, train_shots=shots, inner_batch=batch, inner_steps=steps,
+                              inner_optimizer="sgd", inner_lr=0.01, train_queries=queries)  # fmt: skip
+        train = bench.splits.train
+        self.records = [{"text": t, "label": y, "domain": d} for t, y, d in
+                        zip(train["text"][:], train["label"][:], train["domain"][:], strict=True)]  # fmt: skip
+        self.sampler = TaskSampler(train, shots, queries, seed=1)
+        self.learner = bench.learner(self.config)
+        name = bench.config.model
+        model, _ = load_model(name, train["text"][:], self.sampler.class_names, bench.config.seed)
+        model.set_attn_implementation("sdpa")
+        self.plain = PlainReptile(model, bench.tokenizer, self.records, shots, queries, steps, batch, 0.01,
+                                  bench.config.max_length, padding, optimizer=torch.optim.SGD)  # fmt: skip
+
+    def plain_direction(self, task: Task) -> torch.Tensor:
+        """φ − θ (P,) of the plain way, for the same minibatches as metalib draws."""
+        self.plain.draw(task.domain, task.index)  # what it would have to do to find its task
+        places = {row: place for place, row in enumerate(task.support.tolist())}
+        batches = minibatches(task.support, self.config.inner_batch, self.config.inner_steps, (1, task.index))
+        order = [np.array([places[row] for row in rows.tolist()]) for rows in batches]
+        support, query = ([self.records[row] for row in rows.tolist()] for rows in (task.support, task.query))
+        fast_model = self.plain.adapted(support, query, order)
+        slow = dict(self.plain.model.named_parameters())
+        deltas = {name: fast.data - slow[name].data for name, fast in fast_model.named_parameters()}
+        return torch.cat([deltas[name].flatten() for name in self.bench.weights.slices])
+
+    def direction(self, task: Task) -> torch.Tensor:
+        """φ − θ (P,) of metalib."""
+        return self.learner.direction(self.bench.reviews["train"], task, (1, task.index))[0]
+
+    def compare(self, repetitions: int) -> Measured:
+        """Seconds a task of both, in turn; raises where the two directions differ."""
+        times: dict[str, list[float]] = {"plain": [], "metalib": []}
+        worst = 0.0
+        for index in range(repetitions):
+            task, found = self.sampler[index], {}
+            for name, way in (("metalib", self.direction), ("plain", self.plain_direction)):
+                times[name].append(seconds(lambda: found.update({name: way(task)})))  # noqa: B023
+            worst = max(worst, float((found["metalib"] - found["plain"]).norm() / found["plain"].norm()))
+            self.bench.weights.give_back(found["metalib"])
+        if worst > TOLERANCE:
+            raise AssertionError(f"the two ways differ by {worst:.1e} of the direction, more than {TOLERANCE}")
+        ratios = [p / m for p, m in zip(times["plain"], times["metalib"], strict=True)]
+        return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]),
+                "ratio": spread(ratios), "difference": worst}  # fmt: skip
+
+
+def same_theta(bench: Workbench, repetitions: int, padding: str, shots: int = 10, queries: int = 10,
+               batch: int = 10, steps: int = 5) -> Measured:  # fmt: skip
+    """Tasks per second against the plain way, with the same θ coming out."""
+    pair = Pair(bench, shots, queries, batch, steps, padding)
+    pair.direction(pair.sampler[99])  # the first call is slower
+    return pair.compare(repetitions)
+
+
+def flops_of(bench: Workbench, rows: np.ndarray) -> int:
+    """Of one forward and backward pass over the tokens of some reviews, the padding not counted, from the shapes.
+
+    A token passes through the matrices of its layers, 2 operations a weight, and meets the n tokens of its text twice
+    (queries with keys, weights with values), 2 · 2 · n · hidden; backward costs twice as much as forward.
+    """
+    config = bench.model.config
+    hidden, inside, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    lengths = bench.reviews["train"].lengths[rows].astype(np.int64)
+    per_token = 2 * (4 * hidden**2 + 2 * hidden * inside)
+    return int(3 * layers * (per_token * lengths.sum() + 4 * hidden * (lengths**2).sum()))
+
+
+def check_flops(bench: Workbench) -> None:
+    """Raise where the formula is not what torch counts for one review, which has no padding (head and pooler apart)."""
+    rows = np.array([0])
+    attention = bench.model.config._attn_implementation
+    bench.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        bench.model(**bench.reviews["train"].batch(rows)).loss.backward()
+    bench.model.set_attn_implementation(attention)
+    bench.weights.grad.zero_()
+    ratio = counter.get_total_flops() / flops_of(bench, rows)
+    if not 0.98 < ratio < 1.02:
+        raise AssertionError(f"torch counts {ratio:.3f} times the operations of the formula")
+
+
+def product_rate(bench: Workbench, tokens: int) -> float:
+    """FLOP/s of the matrix products of a layer, forward and backward, for so many tokens; the fastest of some rounds."""
+    hidden, inside = bench.model.config.hidden_size, bench.model.config.intermediate_size
+    shapes = [(hidden, hidden)] * 4 + [(hidden, inside), (inside, hidden)]
+    given = [(torch.randn(tokens, i), torch.randn(i, o), torch.randn(tokens, o)) for i, o in shapes]
+    out = [(torch.empty(tokens, o), torch.empty(tokens, i), torch.empty(i, o)) for i, o in shapes]
+
+    def products() -> None:
+        for (x, w, g), (y, dx, dw) in zip(given, out, strict=True):
+            torch.mm(x, w, out=y)
+            torch.mm(g, w.T, out=dx)
+            torch.mm(x.T, g, out=dw)
+
+    work = sum(3 * 2 * tokens * i * o for i, o in shapes)
+    products()
+    return work / min(seconds(products) for _ in range(15))
+
+
+@contextmanager
+def timed_passes() -> Iterator[list[float]]:
+    """Inside, the seconds spent in forward and backward passes are collected."""
+    spent: list[float] = []
+    backward, forward = torch.Tensor.backward, transformers.BertForSequenceClassification.forward
+
+    def wrap(function: Callable) -> Callable:
+        def timed(*given: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            found = function(*given, **named)
+            spent.append(time.perf_counter() - start)
+            return found
+
+        return timed
+
+    with (patch.object(torch.Tensor, "backward", wrap(backward)),
+          patch.object(transformers.BertForSequenceClassification, "forward", wrap(forward))):  # fmt: skip
+        yield spent
+
+
+def shares(bench: Workbench, repetitions: int) -> Measured:
+    """Of an inner loop (10 + 10 support, 5 steps of 10): what is not forward or backward; and the FLOP/s reached."""
+    check_flops(bench)
+    pair = Pair(bench, 10, 10, 10, 5, "longest")
+    pair.direction(pair.sampler[99])
+    rest, achieved, rates = [], [], []
+    for index in range(repetitions):
+        task = pair.sampler[index]
+        batches = list(minibatches(task.support, 10, 5, (1, index)))
+        with timed_passes() as spent:
+            whole = seconds(lambda: bench.weights.give_back(pair.direction(task)))  # noqa: B023
+        rest.append(1 - sum(spent) / whole)
+        achieved.append(sum(flops_of(bench, rows) for rows in batches) / whole)
+        tokens = int(np.mean([bench.reviews["train"].lengths[rows].sum() for rows in batches]))
+        rates.append(product_rate(bench, tokens))
+    return {"rest": spread(rest), "gflops": spread([a / 1e9 for a in achieved]),
+            "product_gflops": spread([r / 1e9 for r in rates]),
+            "share_of_product_rate": spread([a / r for a, r in zip(achieved, rates, strict=True)])}  # fmt: skip
+
+
+def sampling(bench: Workbench) -> Measured:
+    """Tasks drawn and batched a second (10 + 10 support, 5 minibatches of 10), and what drawing many of them holds."""
+    sampler, reviews = TaskSampler(bench.splits.train, 10, 10), bench.reviews["train"]
+
+    def draw(count: int) -> None:
+        for index in range(count):
+            for rows in minibatches(sampler[index].support, 10, 5, (0, index)):
+                reviews.batch(rows)
+
+    draw(50)
+    rates = [500 / seconds(lambda: draw(500)) for _ in range(5)]
+    held = {}
+    for count in (100, 1000):
+        tracemalloc.start()
+        draw(count)
+        held[str(count)] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    return {"tasks_per_second": spread(rates), "bytes_held_after": held}
+
+
+def lines(bench: Workbench, repetitions: int) -> Measured:
+    """Seconds of an inner loop against number of tasks, shots, inner steps and text length; R² of a straight line."""
+    base = {"tasks": 1, "shots": 10, "steps": 5, "tokens": 64}
+    axes = {"tasks": [1, 2, 4, 8], "shots": [5, 10, 20, 40], "steps": [1, 2, 5, 10, 20], "tokens": [16, 32, 64, 128]}
+    found: Measured = {}
+    for axis, values in axes.items():
+        points = []
+        for value in values:
+            point = {**base, axis: value}
+            times = [seconds(partial(inner_loops, bench, **point)) for _ in range(repetitions + 1)][1:]
+            points.append({"x": value, "seconds": spread(times)})
+        y = [point["seconds"]["median"] for point in points]
+        found[axis] = {"points": points, "r2": float(np.corrcoef(values, y)[0, 1] ** 2)}
+    return found
+
+
+def inner_loops(bench: Workbench, tasks: int, shots: int, steps: int, tokens: int) -> None:
+    """Directions of some tasks whose reviews are all cut or stretched to so many tokens; one epoch over more shots."""
+    config = replace(bench.config, train_shots=shots, inner_batch=10, inner_steps=steps * shots // 10 or 1,
+                     inner_optimizer="sgd", inner_lr=1e-3)  # fmt: skip
+    reviews, learner = bench.reviews["train"], bench.learner(config)
+    sampler = training_tasks(config, bench.splits.train)
+    with stretched(reviews, tokens):
+        for index in range(tasks):
+            bench.weights.give_back(learner.direction(reviews, sampler[index], (0, index))[0])
+
+
+@contextmanager
+def stretched(reviews: Any, tokens: int) -> Iterator[None]:
+    """Inside, every review has the same number of tokens: its own, cut or said again."""
+    before = reviews.tokens, reviews.lengths
+    reviews.tokens = [np.resize(numbers, tokens) for numbers in before[0]]
+    reviews.lengths = np.full(len(before[1]), tokens)
+    yield
+    reviews.tokens, reviews.lengths = before
+
+
+def memory(data: str, model: str, tasks: int) -> Measured:
+    """Peak resident bytes of meta-training above the model's own, in a process of its own: [MiB, parameters]."""
+    found = subprocess.run([sys.executable, __file__, "--memory-of", str(tasks), "--data", data, "--model", model],
+                           check=True, capture_output=True, text=True)  # fmt: skip
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def measure_memory(data: str, model: str, tasks: int) -> Measured:
+    """What `memory` runs: one meta-step over some tasks, 10 reviews of 64 tokens a minibatch."""
+    bench = bench_of(data, model, 64)
+    config = replace(bench.config, train_shots=10, inner_steps=2, inner_batch=10, meta_batch=tasks)
+    sampler = training_tasks(config, bench.splits.train)
+    learner, outer = bench.learner(config), OuterStep(bench.weights, "sgd")
+    rows = sampler[0].support[:10]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    learner.loss_on(bench.reviews["train"], rows)  # a minibatch's activations
+    minibatch = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    direction, _ = sum_directions(learner, bench.reviews["train"], sampler, tasks, 0, bench.accelerator)
+    outer(direction, 1.0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = len(bench.weights) * 4 / 1024  # KiB, as ru_maxrss
+    return {"tasks": tasks, "parameters_mib": size / 1024, "minibatch_mib": (minibatch - before) / 1024,
+            "above_loading_mib": (peak - before) / 1024, "held_before_in_parameters": 2.0,
+            "in_parameters": (peak - minibatch) / size + 2.0}  # fmt: skip
+
+
+def imports() -> Measured:
+    """Seconds to import torch, metalib after it, and its `adapt`, each in a fresh process."""
+    code = "import torch, time; s = time.perf_counter(); {}; print(time.perf_counter() - s)"
+
+    def run(what: str) -> float:
+        return float(subprocess.run([sys.executable, "-c", code.format(what)], capture_output=True, text=True,
+                                    check=True).stdout)  # fmt: skip
+
+    return {what: spread([run(what) for _ in range(5)]) for what in ("import metalib", "from metalib import adapt")}
+
+
+def validated(bench: Workbench, learner: Any, episodes: Episodes) -> float:
+    """Mean balanced accuracy on validation episodes; leaves no trace."""
+    steps = learner.adaptation_loop.steps
+    predictions = predict_episodes(learner, bench.reviews["validation"], episodes, [steps])[:, 0]
+    return float(score(predictions, episodes.labels)["balanced_accuracy"].mean())
+
+
+def train_until(bench: Workbench, config: Config, every: int, goal: float | None, limit: int) -> list[Measured]:
+    """Meta-train, validating now and then; the seconds do not count the validation. Stops at `goal` or after `limit`."""
+    learner = bench.learner(config)
+    bench.weights.restore(bench.theta_0)
+    sampler = training_tasks(config, bench.splits.train)
+    outer = OuterStep(bench.weights, learner.outer)
+    held = TaskSampler(bench.splits.validation, config.shots, config.queries, 0, in_turn=True)
+    episodes = Episodes.draw(held, config.validation_episodes)
+    curve, spent = [{"seconds": 0.0, "meta_steps": 0, "score": validated(bench, learner, episodes)}], 0.0
+    for step in range(limit):
+        start = time.perf_counter()
+        direction, _ = sum_directions(learner, bench.reviews["train"], sampler, config.meta_batch, step,
+                                      bench.accelerator)  # fmt: skip
+        outer(direction, annealed(config, outer.kind, step))
+        spent += time.perf_counter() - start
+        if (step + 1) % every == 0 or step + 1 == limit:
+            curve.append({"seconds": spent, "meta_steps": step + 1, "score": validated(bench, learner, episodes)})
+            print(config.learner, curve[-1], flush=True)
+            if goal is not None and curve[-1]["score"] >= goal:
+                break
+    return curve
+
+
+def to_plain_score(data: str, model: str, tasks: int) -> Measured:
+    """Seconds until metalib, free in its method, is as good on held-out domains as the plain way after some tasks."""
+    full = bench_of(data, model, 512, validation_episodes=30, adapt_steps=5, adapt_lr=3e-4)
+    pair = Pair(full, 10, 10, 10, 5, "max_length")
+    pair.plain.optimizer, pair.plain.inner_lr = torch.optim.AdamW, 3e-4
+    generator = np.random.default_rng(0)
+    spent = 0.0
+    for step in range(tasks):
+        domain = str(generator.choice(pair.sampler.domains))
+        spent += seconds(lambda: pair.plain.meta_step([(domain, step)], epsilon=1.0))  # noqa: B023
+        print("plain", step + 1, f"{spent:.0f} s", flush=True)
+    for name, parameter in pair.plain.model.named_parameters():
+        full.weights.flat[full.weights.slices[name]] = parameter.detach().flatten()
+    held = TaskSampler(full.splits.validation, 5, full.config.queries, 0, in_turn=True)
+    goal = validated(full, full.learner(full.config), Episodes.draw(held, 30))
+    short = bench_of(data, model, 64, validation_episodes=30, adapt_steps=5, adapt_lr=3e-4, frozen_layers=3)
+    config = replace(short.config, train_shots=20, inner_steps=5, inner_batch=10, inner_lr=3e-4, meta_batch=1,
+                     epsilon=1.0, epsilon_final=1.0)  # fmt: skip
+    curve = train_until(short, config, 2, goal, 100)
+    reached = curve[-1]["seconds"] if curve[-1]["score"] >= goal else None
+    return {"plain": {"tasks": tasks, "seconds": spent, "score": goal}, "metalib": curve, "seconds": reached,
+            "ratio": spent / reached if reached else None}  # fmt: skip
+
+
+def to_ninety(bench: Workbench) -> Measured:
+    """Seconds until Reptile, and joint training, reach 90% of the balanced accuracy that each has at its end (tiny)."""
+    found: Measured = {}
+    for name in ("reptile", "joint"):
+        config = bench.config.for_learner(name)
+        curve = train_until(bench, config, max(config.meta_steps // 20, 1), None, config.meta_steps)
+        final = curve[-1]["score"]
+        at = next(point for point in curve if point["score"] >= 0.9 * final)
+        found[name] = {"final": final, "seconds": at["seconds"], "all_seconds": curve[-1]["seconds"], "curve": curve}
+    return found
+
+
+def world_bench() -> Workbench:
+    """The tiny model on the generated world, with the settings of configs/world.yaml."""
+    from metalib.config import read_config
+
+    config = replace(read_config(HERE.parent / "configs" / "world.yaml"), validation_episodes=30)
+    return prepare(config, load_splits(config), Accelerator(cpu=True))
+
+
+def machine() -> Measured:
+    """What this is measured on."""
+    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())  # fmt: skip
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
+            "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+
+
+def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
+    """Name → what measures it."""
+    tiny = lru_cache(world_bench)
+    found: dict[str, Callable[[], Measured]] = {
+        "machine": machine,
+        "import": imports,
+        "sampling": lambda: sampling(tiny()),
+        "tiny_longest": lambda: same_theta(tiny(), 15, "longest"),
+        "tiny_padded": lambda: same_theta(tiny(), 5, "max_length"),
+        "tiny_shares": lambda: shares(tiny(), 15),
+        "tiny_lines": lambda: lines(tiny(), 5),
+        "tiny_to_ninety": lambda: to_ninety(tiny()),
+    }
+    if data and model:
+        real = lambda length: bench_of(data, model, length)  # noqa: E731
+        found |= {
+            "minilm_longest": lambda: same_theta(real(512), 5, "longest"),
+            "minilm_shares": lambda: shares(real(512), 7),
+            "minilm_lines": lambda: lines(real(64), 2),
+            "minilm_memory": lambda: {str(n): memory(data, model, n) for n in (1, 4, 8)},
+            "minilm_512": lambda: same_theta(real(512), 3, "max_length"),
+            "minilm_original": lambda: same_theta(real(512), 2, "max_length", 50, 15, 5, 100),
+            "minilm_to_plain_score": lambda: to_plain_score(data, model, 20),
+        }
+    return found
+
+
+def main(data: str = "", model: str = "", out: Path = HERE / "results.json", only: tuple[str, ...] = (),
+         memory_of: int = 0) -> None:  # fmt: skip
+    """Measure, and write the tables and the figure.
+
+    Args:
+        data: reviews in the original's schema, for the rows of the real encoder.
+        model: the encoder's folder.
+        out: where the figures are kept; what stands there is not measured again.
+        only: names of measurements, to be made anew.
+        memory_of: used by the measurement of memory itself.
+    """
+    datasets.disable_progress_bars()
+    if memory_of:
+        print(json.dumps(measure_memory(data, model, memory_of)))
+        return
+    results: Measured = json.loads(out.read_text()) if out.exists() else {}
+    for name, measure in measurements(data, model).items():
+        if name in only or (name not in results and not only):
+            print(f"{name} …", flush=True)
+            threads = 1 if name.startswith("tiny") else os.cpu_count() or 1
+            torch.set_num_threads(threads)
+            results[name] = {"threads": threads, **measure()}
+            write_atomically(out, json.dumps(results, indent=1).encode())
+    write_tables(results, out.parent)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,187 @@
+"""The fast path, in one place: the same numbers, up to rounding, for less work. Nothing else depends on it.
+
+*Packing.* Texts of unlike length are padded to a rectangle. But only in attention does a token meet others; all else,
+which is most of the work, is done token by token. So the padding is taken out before the first layer, attention puts it
+back for itself, and the result gets it back at the end.
+
+*Word rows.* Half of a small encoder's weights are word embeddings, and a support set needs a few hundred of their
+30,000 rows. The others have a gradient of zero and do not move (with SGD, and with Adam where β₁ = 0), so the inner
+loop works on a small matrix of the rows that do.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flash_attention_mask
+
+from metalib.weights import Weights
+
+log = logging.getLogger("metalib")
+PACKED = "metalib_packed"
+WORTH_IT = 1_000_000  # numbers saved; below, a smaller matrix of words does not pay
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where the tokens of a packed batch stand in the padded one.
+
+    Attributes:
+        keep: (rows, longest) where the padded batch holds a token.
+        places: (tokens,) the numbers of these places, row by row.
+    """
+
+    keep: torch.Tensor
+    places: torch.Tensor
+
+    def take_out(self, padded: torch.Tensor) -> torch.Tensor:
+        """(rows, longest, …) → (1, tokens, …)"""
+        return padded.flatten(0, 1).index_select(0, self.places)[None]
+
+    def put_back(self, packed: torch.Tensor) -> torch.Tensor:
+        """(1, tokens, …) → (rows, longest, …), zeros between."""
+        empty = packed.new_zeros(self.keep.numel(), *packed.shape[2:])
+        return empty.index_copy(0, self.places, packed[0]).unflatten(0, self.keep.shape)
+
+
+def packed_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **how: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention within each text: (1, heads, tokens, size) → (1, tokens, heads, size), as Transformers calls it."""
+    if not isinstance(attention_mask, Padding):  # no text of the batch is shorter than another
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+    padding = attention_mask
+    padded = [padding.put_back(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value)]
+    mixed, _ = sdpa_attention_forward(module, *padded, padding.keep[:, None, None, :], **how)
+    return padding.take_out(mixed), None
+
+
+def take_padding_out(stack: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Before the first layer; where there is no padding, or another attention, everything stays as it is."""
+    mask = named.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    keep = mask.bool()
+    padding = Padding(keep, keep.flatten().nonzero().flatten())
+    named = {**named, "attention_mask": padding}
+    if given:
+        return (padding.take_out(given[0]), *given[1:]), named
+    return given, {**named, "hidden_states": padding.take_out(named["hidden_states"])}
+
+
+def put_padding_back(stack: nn.Module, given: tuple, named: dict[str, Any], output: Any) -> Any:
+    """After the last layer: (rows, longest, hidden) again, as what stands on top of the layers expects it."""
+    padding = named.get("attention_mask")
+    if isinstance(padding, Padding):
+        output["last_hidden_state"] = padding.put_back(output["last_hidden_state"])
+    return output
+
+
+def pack(model: PreTrainedModel) -> bool:
+    """Let the model's layers compute real tokens only; it returns the same numbers as before, up to rounding.
+
+    Returns:
+        False where that cannot be done: the model's attention cannot be exchanged, or two texts of unlike length do
+        not get the logits that they had. Then the model stays as it was.
+    """
+    stacks = [module for module in model.base_model.modules()
+              if any(isinstance(child, nn.ModuleList) for child in module.children())]  # fmt: skip
+    attention = model.config._attn_implementation
+    if len(stacks) != 1 or attention != "sdpa":
+        return False
+    before = _logits(model)
+    hooks = [stacks[0].register_forward_pre_hook(take_padding_out, with_kwargs=True),
+             stacks[0].register_forward_hook(put_padding_back, with_kwargs=True)]  # fmt: skip
+    try:
+        model.set_attn_implementation(PACKED)
+        if torch.allclose(_logits(model), before, rtol=1e-4, atol=1e-4):
+            return True
+    except Exception as error:  # other people's code: whatever it says, the model works without packing
+        log.debug("%s is not packed: %s", type(model).__name__, error)
+    for hook in hooks:
+        hook.remove()
+    model.set_attn_implementation(attention)
+    return False
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    """Of two short texts of unlike length, in evaluation mode."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=model.device)
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=3 + mask.cumsum(-1), attention_mask=mask).logits
+    model.train(was_training)
+    return logits
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, flash_attention_mask)  # the mask as it is, or None where there is no padding
+
+
+class Moving:
+    """What moves in an inner loop: the leaves that its optimiser steps, and the gradients that it needs.
+
+    As a context, it lets the model look its words up in a small matrix (R, hidden) of the rows that the texts need,
+    and puts them back into the whole matrix at the end. That is done for large matrices only.
+
+    Args:
+        names: the parameters that adapt.
+        words: called for the numbers (R,) of the words of the texts, each once; the padding's among them.
+    """
+
+    def __init__(
+        self, model: nn.Module, weights: Weights, names: Collection[str], words: Callable[[], torch.Tensor]
+    ) -> None:
+        name, self.table = word_table(model, names)
+        if self.table is not None:
+            self.words = words()
+            if (self.table.num_embeddings - len(self.words)) * self.table.embedding_dim < WORTH_IT:
+                name, self.table = "", None
+        self.leaves = [weights.leaf(place) for place in weights.places(each for each in names if each != name)]
+        if self.table is not None:
+            self.rows = nn.Parameter(self.table.weight.detach()[self.words])
+            self.rows.grad = torch.zeros_like(self.rows)
+            self.leaves.append(self.rows)
+            self.row_of = torch.zeros(self.table.num_embeddings, dtype=torch.long, device=self.words.device)
+            self.row_of[self.words] = torch.arange(len(self.words), device=self.words.device)
+            self.padding = None if self.table.padding_idx is None else int(self.row_of[self.table.padding_idx])
+
+    def look_up(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(…) word numbers → (…, hidden)"""
+        return nn.functional.embedding(self.row_of[input_ids], self.rows, self.padding)
+
+    def __enter__(self) -> "Moving":
+        if self.table is not None:
+            self.table.forward = self.look_up  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.table is not None:
+            del self.table.forward
+            self.table.weight.data[self.words] = self.rows.data
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, the whole model stands at the point that the inner loop has reached, and reads any text."""
+        self.__exit__()
+        yield
+        self.__enter__()
+
+
+def word_table(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Embedding | None]:
+    """Name and module of the word embeddings, where they adapt and one module uses them, as a plain table.
+
+    Else "" and None.
+    """
+    table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    if type(table) is not nn.Embedding or table.max_norm is not None or table.scale_grad_by_freq:
+        return "", None
+    users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table.weight]
+    return (users[0], table) if len(users) == 1 and users[0] in names else ("", None)
