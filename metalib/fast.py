@@ -24,6 +24,7 @@ from transformers.masking_utils import flash_attention_mask
 from metalib.weights import Weights
 
 log = logging.getLogger("metalib")
+Tensors = tuple[torch.Tensor, ...]
 PACKED = "metalib_packed"
 WORTH_IT = 1_000_000  # numbers saved; below, a smaller matrix of words does not pay
 
@@ -56,10 +57,21 @@ def packed_attention(
     """Attention within each text: (1, heads, tokens, size) → (1, tokens, heads, size), as Transformers calls it."""
     if not isinstance(attention_mask, Padding):  # no text of the batch is shorter than another
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-    padding = attention_mask
-    padded = [padding.put_back(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value)]
-    mixed, _ = sdpa_attention_forward(module, *padded, padding.keep[:, None, None, :], **how)
-    return padding.take_out(mixed), None
+    attend = text_by_text if query.device.type == "cpu" else all_at_once
+    return attend(module, (query, key, value), attention_mask, **how), None
+
+
+def text_by_text(module: nn.Module, qkv: Tensors, padding: Padding, **how: Any) -> torch.Tensor:
+    """For a CPU, where no kernel has to be launched: no score is computed that the mask would take away."""
+    lengths = padding.keep.sum(dim=1).tolist()
+    parts = zip(*(each.split(lengths, dim=2) for each in qkv), strict=True)
+    return torch.cat([sdpa_attention_forward(module, *part, None, **how)[0] for part in parts], dim=1)
+
+
+def all_at_once(module: nn.Module, qkv: Tensors, padding: Padding, **how: Any) -> torch.Tensor:
+    """For a GPU: one call for the batch, with its padding."""
+    padded = [padding.put_back(each.transpose(1, 2)).transpose(1, 2) for each in qkv]
+    return padding.take_out(sdpa_attention_forward(module, *padded, padding.keep[:, None, None, :], **how)[0])
 
 
 def take_padding_out(stack: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

@@ -55,9 +55,11 @@ def gradient(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[to
     return found.logits.detach(), torch.cat(gradients)
 
 
+@pytest.mark.parametrize("attend", ["text_by_text", "all_at_once"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_a_packed_model_has_the_same_logits_and_gradients(name, lengths):
+def test_a_packed_model_has_the_same_logits_and_gradients(name, lengths, attend, monkeypatch):
+    monkeypatch.setattr(fast, "text_by_text", getattr(fast, attend))
     model, batch = make(CONFIGS[name]), batch_of(lengths)
     logits, slope = gradient(model, batch)
     assert fast.pack(model)
@@ -87,7 +89,7 @@ def test_the_layers_of_a_packed_model_see_no_padding(name):
 def test_a_model_that_cannot_be_packed_stays_as_it_was(monkeypatch):
     model, batch = make(AlbertConfig(**SIZES, embedding_size=16)), batch_of((9, 2, 5))
     before = gradient(model, batch)
-    monkeypatch.setattr(fast.Padding, "put_back", lambda self, packed: packed[:, :1].expand(*self.keep.shape, -1))
+    monkeypatch.setattr(fast.Padding, "take_out", lambda self, padded: padded.flatten(0, 1)[self.places.flip(0)][None])
     assert not fast.pack(model)
     assert all(torch.equal(a, b) for a, b in zip(before, gradient(model, batch), strict=True))
     bert = make(CONFIGS["bert"])
