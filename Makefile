@@ -17,7 +17,10 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run results family phase test test-all notebooks check lab lock clean
+DATA ?=
+MODEL ?=
+
+.PHONY: help setup run results family phase bench bench-gpu test test-all notebooks check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -69,6 +72,12 @@ phase: setup ## make results/phase again: learners over a grid of worlds and sho
 		--out runs/results/phase --resume --grid $(GRID)
 	mkdir -p results/phase
 	for file in config.yaml phase.json phase.md phase.png; do cp runs/results/phase/$$file results/phase || exit 1; done
+
+bench: setup ## measure what everything costs: make bench DATA=reviews.json MODEL=all-MiniLM-L6-v2 (without: tiny only)
+	$(BIN)/python benchmarks/bench.py --data "$(DATA)" --model "$(MODEL)"
+
+bench-gpu: setup ## tasks a second on a GPU, for 1, 4 and 16 tasks at a time
+	$(BIN)/python benchmarks/gpu.py
 
 # Tests use nothing from the network, and draw to no screen.
 test test-all: export HF_HUB_OFFLINE = 1

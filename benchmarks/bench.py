@@ -6,10 +6,10 @@ Without data and model only the rows of the tiny model are measured. Finished me
 made again; delete the file, or name them with `--only`, to make them anew.
 """
 
+import copy
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -28,15 +28,18 @@ import torch
 import transformers
 import tyro
 from accelerate import Accelerator
-from plain import PlainReptile
 from bench_report import write_tables
+from plain import PlainReptile
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
+from teaching import peak_memory
 
 from metalib.checkpoint import write_atomically
 from metalib.config import Config
 from metalib.evaluation import Episodes, predict_episodes, score
-from metalib.inner import minibatches
-from metalib.models import load_model
+from metalib.fast import Moving
+from metalib.inner import minibatches, untouched
 from metalib.runs import load_splits
 from metalib.tasks import Task, TaskSampler
 from metalib.training import OuterStep, Workbench, annealed, prepare, sum_directions, training_tasks
@@ -68,20 +71,23 @@ def bench_of(data: str, model: str, max_length: int, **more: Any) -> Workbench:
 class Pair:
     """metalib and the plain way on the same tasks, inner steps and model (in evaluation mode: no dropout)."""
 
-    def __init__(self, bench: Workbench, shots: int, queries: int, batch: int, steps: int, padding: str) -> None:
+    def __init__(
+        self, bench: Workbench, shots: int, queries: int, batch: int, steps: int, padding: str
+    ) -> None:  # fmt: skip
         self.bench = bench
         self.config = replace(bench.config, train_shots=shots, inner_batch=batch, inner_steps=steps,
                               inner_optimizer="sgd", inner_lr=0.01, train_queries=queries)  # fmt: skip
         train = bench.splits.train
-        self.records = [{"text": t, "label": y, "domain": d} for t, y, d in
-                        zip(train["text"][:], train["label"][:], train["domain"][:], strict=True)]  # fmt: skip
+        columns = (train[name][:] for name in ("text", "label", "domain"))
+        self.records = [{"text": t, "label": y, "domain": d} for t, y, d in zip(*columns, strict=True)]
         self.sampler = TaskSampler(train, shots, queries, seed=1)
         self.learner = bench.learner(self.config)
-        name = bench.config.model
-        model, _ = load_model(name, train["text"][:], self.sampler.class_names, bench.config.seed)
+        config = bench.config
+        model = type(bench.model)(copy.deepcopy(bench.model.config)).to(bench.accelerator.device).eval()
+        model.load_state_dict(bench.model.state_dict())
         model.set_attn_implementation("sdpa")
         self.plain = PlainReptile(model, bench.tokenizer, self.records, shots, queries, steps, batch, 0.01,
-                                  bench.config.max_length, padding, optimizer=torch.optim.SGD)  # fmt: skip
+                                  config.max_length, padding, optimizer=torch.optim.SGD)  # fmt: skip
 
     def plain_direction(self, task: Task) -> torch.Tensor:
         """φ − θ (P,) of the plain way, for the same minibatches as metalib draws."""
@@ -152,7 +158,7 @@ def check_flops(bench: Workbench) -> None:
 
 
 def product_rate(bench: Workbench, tokens: int) -> float:
-    """FLOP/s of the matrix products of a layer, forward and backward, for so many tokens; the fastest of some rounds."""
+    """FLOP/s of the matrix products of a layer, forward and backward, for so many tokens; the best of some rounds."""
     hidden, inside = bench.model.config.hidden_size, bench.model.config.intermediate_size
     shapes = [(hidden, hidden)] * 4 + [(hidden, inside), (inside, hidden)]
     given = [(torch.randn(tokens, i), torch.randn(i, o), torch.randn(tokens, o)) for i, o in shapes]
@@ -266,30 +272,30 @@ def stretched(reviews: Any, tokens: int) -> Iterator[None]:
     reviews.tokens, reviews.lengths = before
 
 
-def memory(data: str, model: str, tasks: int) -> Measured:
-    """Peak resident bytes of meta-training above the model's own, in a process of its own: [MiB, parameters]."""
-    found = subprocess.run([sys.executable, __file__, "--memory-of", str(tasks), "--data", data, "--model", model],
-                           check=True, capture_output=True, text=True)  # fmt: skip
-    return json.loads(found.stdout.splitlines()[-1])
+def memory(bench: Workbench, tasks: int) -> Measured:
+    """Peak memory of one meta-step over some tasks (10 reviews of at most 64 tokens a minibatch).
 
-
-def measure_memory(data: str, model: str, tasks: int) -> Measured:
-    """What `memory` runs: one meta-step over some tasks, 10 reviews of 64 tokens a minibatch."""
-    bench = bench_of(data, model, 64)
+    Counted beside the model and one minibatch's activations, in vectors of the size of θ. Two were made before: the
+    gradient, and the weights from which all learners of a run start.
+    """
     config = replace(bench.config, train_shots=10, inner_steps=2, inner_batch=10, meta_batch=tasks)
-    sampler = training_tasks(config, bench.splits.train)
+    sampler, reviews = training_tasks(config, bench.splits.train), bench.reviews["train"]
     learner, outer = bench.learner(config), OuterStep(bench.weights, "sgd")
-    rows = sampler[0].support[:10]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    learner.loss_on(bench.reviews["train"], rows)  # a minibatch's activations
-    minibatch = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    direction, _ = sum_directions(learner, bench.reviews["train"], sampler, tasks, 0, bench.accelerator)
-    outer(direction, 1.0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    size = len(bench.weights) * 4 / 1024  # KiB, as ru_maxrss
-    return {"tasks": tasks, "parameters_mib": size / 1024, "minibatch_mib": (minibatch - before) / 1024,
-            "above_loading_mib": (peak - before) / 1024, "held_before_in_parameters": 2.0,
-            "in_parameters": (peak - minibatch) / size + 2.0}  # fmt: skip
+    longest = max((sampler[i].support for i in range(tasks)), key=lambda rows: reviews.lengths[rows].sum())
+    rows = longest[np.argsort(reviews.lengths[longest])[-10:]]
+    with untouched(bench.model, bench.weights), Moving(bench.model, bench.weights, list(bench.weights.slices),
+                                                       lambda: reviews.words(rows)):  # fmt: skip
+        minibatch = peak_memory(lambda: learner.loss_on(reviews, rows))
+
+    def meta_step() -> None:
+        direction, _ = sum_directions(learner, reviews, sampler, tasks, 0, bench.accelerator)
+        outer(direction, 1.0)
+
+    bench.weights._spare.clear()
+    peak, size = peak_memory(meta_step), 4 * len(bench.weights)
+    bench.weights.restore(bench.theta_0)
+    return {"tasks": tasks, "theta_mib": size / 2**20, "minibatch_mib": minibatch / 2**20, "peak_mib": peak / 2**20,
+            "in_parameters": (peak - minibatch) / size + 2}  # fmt: skip
 
 
 def imports() -> Measured:
@@ -311,7 +317,7 @@ def validated(bench: Workbench, learner: Any, episodes: Episodes) -> float:
 
 
 def train_until(bench: Workbench, config: Config, every: int, goal: float | None, limit: int) -> list[Measured]:
-    """Meta-train, validating now and then; the seconds do not count the validation. Stops at `goal` or after `limit`."""
+    """Meta-train, validating now and then; the seconds do not count the validation. Stops at `goal` or at `limit`."""
     learner = bench.learner(config)
     bench.weights.restore(bench.theta_0)
     sampler = training_tasks(config, bench.splits.train)
@@ -335,7 +341,7 @@ def train_until(bench: Workbench, config: Config, every: int, goal: float | None
 
 def to_plain_score(data: str, model: str, tasks: int) -> Measured:
     """Seconds until metalib, free in its method, is as good on held-out domains as the plain way after some tasks."""
-    full = bench_of(data, model, 512, validation_episodes=30, adapt_steps=5, adapt_lr=3e-4)
+    full = bench_of(data, model, 512, validation_episodes=15, adapt_steps=5, adapt_lr=3e-4)
     pair = Pair(full, 10, 10, 10, 5, "max_length")
     pair.plain.optimizer, pair.plain.inner_lr = torch.optim.AdamW, 3e-4
     generator = np.random.default_rng(0)
@@ -347,11 +353,11 @@ def to_plain_score(data: str, model: str, tasks: int) -> Measured:
     for name, parameter in pair.plain.model.named_parameters():
         full.weights.flat[full.weights.slices[name]] = parameter.detach().flatten()
     held = TaskSampler(full.splits.validation, 5, full.config.queries, 0, in_turn=True)
-    goal = validated(full, full.learner(full.config), Episodes.draw(held, 30))
-    short = bench_of(data, model, 64, validation_episodes=30, adapt_steps=5, adapt_lr=3e-4, frozen_layers=3)
+    goal = validated(full, full.learner(full.config), Episodes.draw(held, 15))
+    short = bench_of(data, model, 64, validation_episodes=15, adapt_steps=5, adapt_lr=3e-4, frozen_layers=3)
     config = replace(short.config, train_shots=20, inner_steps=5, inner_batch=10, inner_lr=3e-4, meta_batch=1,
                      epsilon=1.0, epsilon_final=1.0)  # fmt: skip
-    curve = train_until(short, config, 2, goal, 100)
+    curve = train_until(short, config, 4, goal, 100)
     reached = curve[-1]["seconds"] if curve[-1]["score"] >= goal else None
     return {"plain": {"tasks": tasks, "seconds": spent, "score": goal}, "metalib": curve, "seconds": reached,
             "ratio": spent / reached if reached else None}  # fmt: skip
@@ -381,8 +387,9 @@ def machine() -> Measured:
     """What this is measured on."""
     model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.processor())  # fmt: skip
-    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-            "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__}  # fmt: skip
 
 
 def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
@@ -404,16 +411,15 @@ def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
             "minilm_longest": lambda: same_theta(real(512), 5, "longest"),
             "minilm_shares": lambda: shares(real(512), 7),
             "minilm_lines": lambda: lines(real(64), 2),
-            "minilm_memory": lambda: {str(n): memory(data, model, n) for n in (1, 4, 8)},
+            "minilm_memory": lambda: {str(n): memory(real(64), n) for n in (1, 4, 8)},
             "minilm_512": lambda: same_theta(real(512), 3, "max_length"),
+            "minilm_to_plain_score": lambda: to_plain_score(data, model, 12),
             "minilm_original": lambda: same_theta(real(512), 2, "max_length", 50, 15, 5, 100),
-            "minilm_to_plain_score": lambda: to_plain_score(data, model, 20),
         }
     return found
 
 
-def main(data: str = "", model: str = "", out: Path = HERE / "results.json", only: tuple[str, ...] = (),
-         memory_of: int = 0) -> None:  # fmt: skip
+def main(data: str = "", model: str = "", out: Path = HERE / "results.json", only: tuple[str, ...] = ()) -> None:
     """Measure, and write the tables and the figure.
 
     Args:
@@ -421,12 +427,8 @@ def main(data: str = "", model: str = "", out: Path = HERE / "results.json", onl
         model: the encoder's folder.
         out: where the figures are kept; what stands there is not measured again.
         only: names of measurements, to be made anew.
-        memory_of: used by the measurement of memory itself.
     """
     datasets.disable_progress_bars()
-    if memory_of:
-        print(json.dumps(measure_memory(data, model, memory_of)))
-        return
     results: Measured = json.loads(out.read_text()) if out.exists() else {}
     for name, measure in measurements(data, model).items():
         if name in only or (name not in results and not only):
