@@ -252,7 +252,7 @@ def lines(bench: Workbench, repetitions: int) -> Measured:
 
 
 def inner_loops(bench: Workbench, tasks: int, shots: int, steps: int, tokens: int) -> None:
-    """Directions of some tasks whose reviews are all cut or stretched to so many tokens; one epoch over more shots."""
+    """Directions of some tasks whose reviews are all cut or stretched to so many tokens; more shots, more steps."""
     config = replace(bench.config, train_shots=shots, inner_batch=10, inner_steps=steps * shots // 10 or 1,
                      inner_optimizer="sgd", inner_lr=1e-3)  # fmt: skip
     reviews, learner = bench.reviews["train"], bench.learner(config)

@@ -113,8 +113,8 @@ def gpu_text(results: dict[str, Any]) -> str:
 
 def draw_lines(results: dict[str, Any], path: Path) -> None:
     """Seconds of inner loops against tasks, shots, inner steps and text length."""
-    axes = {"tasks": "tasks", "shots": "shots per class, inner steps in proportion", "steps": "inner steps of 10 reviews",
-            "tokens": "tokens of each review"}  # fmt: skip
+    axes = {"tasks": "tasks", "shots": "shots per class, inner steps in proportion",
+            "steps": "inner steps of 10 reviews", "tokens": "tokens of each review"}  # fmt: skip
     kinds = [kind for kind in NAMES if f"{kind}_lines" in results]
     figure, places = plt.subplots(len(kinds), 4, figsize=(13, 3 * len(kinds)), squeeze=False, layout="constrained")
     for row, kind in zip(places, kinds, strict=True):
