@@ -49,11 +49,12 @@ def around(spread: dict[str, Any], digits: int = 1, unit: str = "", scale: float
     return f"{median}{unit} ({low} to {high})"
 
 
-def ratio_rows(results: dict[str, Any]) -> list[list[str]]:
+def same_theta_table(results: dict[str, Any]) -> str:
     """Seconds a task against the plain way, with the same θ."""
-    return [[what, around(found["plain_seconds"], 2), around(found["metalib_seconds"], 3),
+    rows = [[what, around(found["plain_seconds"], 2), around(found["metalib_seconds"], 3),
              around(found["ratio"], 1, "×"), goal, f"{found['difference']:.0e}"]
             for name, (what, goal) in SAME_THETA.items() if (found := results.get(name))]  # fmt: skip
+    return table(["", "plain way, s", "metalib, s", "ratio", "goal", "difference"], rows)
 
 
 def share_rows(results: dict[str, Any], kind: str, rest: str, rate: str) -> list[list[str]]:
@@ -137,9 +138,8 @@ def page(results: dict[str, Any]) -> str:
         *share_rows(results, "tiny", "≤ 25", ""),
         *other_rows(results),
     ]
-    head = ["", "plain way, s", "metalib, s", "ratio", "goal", "difference"]
     unknown = dict.fromkeys(("cpu", "cores", "threads", "python", "torch", "transformers"), "?")
-    return PAGE.format(same=table(head, ratio_rows(results)), rest=table(["", "measured", "goal"], rest),
+    return PAGE.format(same=same_theta_table(results), rest=table(["", "measured", "goal"], rest),
                        gpu=gpu_text(results), **{**unknown, **results.get("machine", {})})  # fmt: skip
 
 

@@ -9,8 +9,8 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from bench import Pair, check_flops, lines, same_theta, sampling, shares, train_until  # noqa: E402
-from bench_report import page, write_tables  # noqa: E402
+from bench import Pair, check_flops, same_theta, sampling, shares, train_until  # noqa: E402
+from bench_report import page, same_theta_table, write_tables  # noqa: E402
 
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
@@ -61,4 +61,7 @@ def test_the_page_says_what_was_measured():
     results = json.loads((BENCHMARKS / "results.json").read_text())
     assert (BENCHMARKS / "RESULTS.md").read_text() == page(results)
     assert {axis for axis in results["tiny_lines"] if axis != "threads"} == {"tasks", "shots", "steps", "tokens"}
-    assert lines.__name__ and (BENCHMARKS / "lines.png").exists()
+    assert (BENCHMARKS / "lines.png").exists()
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    block = readme.partition("<!-- benchmarks/results.json -->\n")[2].partition("<!-- end -->")[0]
+    assert block == same_theta_table(results)
