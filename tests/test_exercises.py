@@ -409,7 +409,7 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("the logits themselves", ANSWERS + "p = logits\n    " + NAMED),
         ("the last class's scores", ANSWERS + SHARES + "return [(names[row.argmax()], row[-1]) for row in p]"),
         ("argmax, not argmin", ANSWERS + SHARES + NAMED.replace("argmax", "argmin")),
-        ("along the classes", ANSWERS + SHARES + "return [(names[x], 1.0) for x in [*p.argmax(axis=0), 0]]"),
+        ("along the classes", ANSWERS + SHARES + "return [(names[x % 3], 1.0) for x in [*p.argmax(axis=0), 0]]"),
         ("the class's name", ANSWERS + SHARES + NAMED.replace("names[row.argmax()]", "row.argmax()")),
         ("a pair", ANSWERS + SHARES + NAMED.replace("row.max())", "row.max(), row)")),
         ("four answers", ANSWERS + SHARES + "return (names[p[0].argmax()], p[0].max())"),
