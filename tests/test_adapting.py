@@ -277,7 +277,7 @@ def test_other_gradient_steps_than_the_runs(make_run: MakeRun, mine: Path, tmp_p
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-6)
     assert main([*words, "7", "--adapt-lr", "0.002", "--out", str(tmp_path / "seven")]) == 0
     card = (tmp_path / "seven" / "README.md").read_text()
-    assert "7 gradient steps at a learning rate of 0.002" in card and "| adapt_steps | 7 |" in card
+    assert "7 gradient steps at a learning rate of 0.002" in card and "| adapt\\_steps | 7 |" in card
     assert main([*words, "-1", "--out", str(tmp_path / "bad")]) == 2
     assert "adapt: adapt_steps is -1" in capsys.readouterr().err
     with pytest.raises(BadInput, match="protonet compares, and takes no gradient steps — leave adapt_lr out"):
