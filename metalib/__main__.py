@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -109,6 +110,10 @@ class Adapt:
     """The column of the labels."""
     seed: int = 0
     """Seed of the draw, of the folds of the cross-validation, of a new head and of the gradient steps."""
+    adapt_steps: int | None = None
+    """Gradient steps on the examples; none = as in the run."""
+    adapt_lr: float | None = None
+    """Learning rate of these steps; none = as in the run."""
 
 
 @dataclass
@@ -172,7 +177,8 @@ def carry_out(asked: Asked) -> str:
     if isinstance(asked, Seeds):
         return report.over_seeds(asked.folders)
     if isinstance(asked, Adapt | Predict):
-        return apply(asked)
+        with no_loading_bars():
+            return apply(asked)
     if isinstance(asked, Phase):
         folder = phase.phase(asked.settings, tuning.parse_grid(asked.grid))
         tables = (folder / "phase.md").read_text(encoding="utf-8") if is_main() else ""
@@ -185,18 +191,28 @@ def carry_out(asked: Asked) -> str:
     return f"{tables}\nEverything is in {folder}"
 
 
-def apply(asked: Adapt | Predict) -> str:
-    """Adapt, and return the scores to show; or predict, and print the lines as they come."""
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Inside, Transformers draws no progress bars of loading and saving the few tensors of a model."""
     from transformers.utils import logging as transformers_logging
 
+    before = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            transformers_logging.enable_progress_bar()
+
+
+def apply(asked: Adapt | Predict) -> str:
+    """Adapt, and return the scores to show; or predict, and print the lines as they come."""
     from metalib import adapting, examples, predicting
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise BadInput(f"{type(asked).__name__.lower()} is for one process — start it without a launcher")
-    transformers_logging.disable_progress_bar()  # of loading and saving the few tensors of a model
     if isinstance(asked, Adapt):
-        folder = adapting.adapt(asked.run, asked.data, asked.out, asked.shots, asked.text_column, asked.label_column,
-                                asked.seed)  # fmt: skip
+        folder = adapting.adapt(**vars(asked))
         return f"{adapting.summary(folder)}\nEverything is in {folder}"
     if bool(asked.texts) == (asked.file is not None):
         raise BadInput("nothing to predict, or two things — give either texts or --file")

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from metalib import __version__
-from metalib.config import Config
+from metalib.config import Config, make_config
 from metalib.errors import BadInput, NotFinite
 from metalib.estimates import Scores, cross_validate, results, test_rest
 from metalib.examples import load_examples
@@ -60,6 +60,8 @@ def adapt(
     text_column: str = "text",
     label_column: str = "label",
     seed: int = 0,
+    adapt_steps: int | None = None,
+    adapt_lr: float | None = None,
 ) -> Path:
     """Adapt a finished run's learner to labelled examples; returns the folder of the adapted model.
 
@@ -70,6 +72,7 @@ def adapt(
         shots: learn from so many examples of each class, drawn by the seed; the others are a test. None: from all.
         text_column, label_column: names of the file's columns.
         seed: of the draw, of the folds, of a new head, and of the gradient steps.
+        adapt_steps, adapt_lr: number and learning rate of the gradient steps; None: as in the run.
 
     Raises:
         BadInput: before anything is written: an unfinished run, data that cannot be used, a folder that is there.
@@ -81,10 +84,11 @@ def adapt(
     for setting, number, least in (("shots", shots, 1), ("seed", seed, 0)):
         if number is not None and not least <= number < 2**32:
             raise BadInput(f"{setting}={number} — give a whole number from {least} on")
-    theta = final_theta(run, read_run(run), read_run(run).learner)
+    config = with_steps(read_run(run), adapt_steps, adapt_lr)
+    theta = final_theta(run, read_run(run), config.learner)
     examples = data if isinstance(data, Dataset) else load_examples(data, text_column, label_column)
     check_counts(examples, shots, name)
-    start = open_run(run, theta, examples.features["label"].names, seed)
+    start = open_run(run, theta, examples.features["label"].names, seed, config)
     reviews = tokenise(examples, start)
     with new_folder(out) as folder:
         learn, rest = draw(reviews.labels, shots, seed)
@@ -92,10 +96,18 @@ def adapt(
         start.learner.fit(reviews, learn, (seed,))
         if not torch.isfinite(start.learner.weights.flat).all():
             raise NotFinite(f"the weights are not finite after adapting with adapt_lr={start.config.adapt_lr:g} — "
-                            "meta-train with a lower one")  # fmt: skip
+                            "give a lower adapt_lr")  # fmt: skip
         facts = {"run": run.resolve().name, "data": name, "seed": seed, "shots": shots, "fresh_head": start.is_fresh}
         write(folder, start, {**facts, "examples": count(reviews.labels[learn], start.names), **tests})
     return out
+
+
+def with_steps(config: Config, adapt_steps: int | None, adapt_lr: float | None) -> Config:
+    """The settings of the run's learner, with other gradient steps where given. Raises BadInput."""
+    given = {k: v for k, v in {"adapt_steps": adapt_steps, "adapt_lr": adapt_lr}.items() if v is not None}
+    if given and issubclass(LEARNERS[config.learner], MetricLearner):
+        raise BadInput(f"{config.learner} compares, and takes no gradient steps — leave {' and '.join(given)} out")
+    return make_config({**asdict(config.for_learner(config.learner)), **given}, "adapt")
 
 
 def count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -125,10 +137,13 @@ def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
     return None
 
 
-def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int) -> Start:
-    """The run's learner at θ (P,) for these classes; with a new head where they are not those of the meta-training."""
-    config, known = read_run(folder), label_names(folder / "model")
-    model, tokenizer = load_trained(folder, config, known, theta)
+def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int, config: Config) -> Start:
+    """The run's learner at θ (P,), with its settings `config`, for these classes.
+
+    With a new head where they are not those of the meta-training.
+    """
+    known = label_names(folder / "model")
+    model, tokenizer = load_trained(folder, read_run(folder), known, theta)
     order = order_of(names, known)
     if order is None:
         new_head(model, len(names), seed)
@@ -136,15 +151,14 @@ def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int)
         names = [names[order.index(number)] for number in range(len(known))]
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: number for number, name in enumerate(names)}
-    own = config.for_learner(config.learner)
     weights = Weights(model.to(make_accelerator().device))
-    learner = LEARNERS[own.learner](model, weights, own.training_loop(), own.adaptation_loop())
+    learner = LEARNERS[config.learner](model, weights, config.training_loop(), config.adaptation_loop())
     if order is None:
         head = "" if isinstance(learner, MetricLearner) else ": a fresh head learns them from these examples alone"
         log.info("the classes are not those of the meta-training (%s)%s", ", ".join(known), head)
     elif list(names) != known:
         log.info("the classes %s are taken for %s", ", ".join(names), ", ".join(known))
-    return Start(own, learner, tokenizer, list(names), order is None)
+    return Start(config, learner, tokenizer, list(names), order is None)
 
 
 def load_trained(

@@ -88,20 +88,44 @@ def summarise(values: dict[str, Values], episodes: dict[str, Episodes], texts: i
     for name in names[1:]:
         for metric in METRICS:
             found = interval(values[metric][names[0]] - values[metric][name], episodes[metric])
-            ends = [None if end is None else float(np.clip(end, -1, 1)) for end in found["ci95"]]
+            a, b = (float(values[metric][each].mean()) for each in (names[0], name))
+            ends = exact_difference(a, b, texts, name == "majority") if no_spread(found) else found["ci95"]
+            ends = [None if end is None else float(np.clip(end, -1, 1)) for end in ends]
             paired.append({"a": names[0], "b": name, "metric": metric, "difference": found["mean"], "ci95": ends})
     return {"methods": methods, "paired": paired}
 
 
-def point(values: np.ndarray, episodes: Episodes, texts: int) -> dict[str, Any]:
-    """`score_interval`; where nothing varies, which says little when texts are few, the exact binomial interval."""
-    found = score_interval(values, episodes)
+def no_spread(found: dict[str, Any]) -> bool:
+    """Whether an interval has no width, since what it is made from varies nowhere: with few texts that says little."""
     low, high = found["ci95"]
-    if low is not None and high - low < 1e-9:
-        found["ci95"] = [found["mean"]] * 2
-        if texts:
-            exact = binomtest(round(found["mean"] * texts), texts).proportion_ci()
-            found["ci95"] = [float(exact.low), float(exact.high)]
+    return low is not None and high - low < 1e-9
+
+
+def exact(mean: float, texts: int, level: float) -> list[float]:
+    """Both ends of the exact (Clopper & Pearson's) interval of a share of so many texts; [mean, mean] for none."""
+    if not texts:
+        return [float(mean)] * 2
+    found = binomtest(round(mean * texts), texts).proportion_ci(level)
+    return [float(found.low), float(found.high)]
+
+
+def exact_difference(a: float, b: float, texts: int, is_constant: bool) -> list[float]:
+    """Both ends of a − b, two shares of so many texts, where it is the same in all folds.
+
+    Where b is a constant rule's, a alone is uncertain. Else a − b is the share of the texts that a alone gets right,
+    less the share that b alone does: one of both is seen to be 0, and each has an exact interval at 97.5% (Bonferroni).
+    """
+    if is_constant:
+        return [end - b for end in exact(a, texts, 0.95)]
+    more, fewer = (exact(max(difference, 0.0), texts, 0.975) for difference in (a - b, b - a))
+    return [more[0] - fewer[1], more[1] - fewer[0]]
+
+
+def point(values: np.ndarray, episodes: Episodes, texts: int) -> dict[str, Any]:
+    """`score_interval`; where nothing varies, the exact interval of a share of so many texts."""
+    found = score_interval(values, episodes)
+    if no_spread(found):
+        found["ci95"] = exact(found["mean"], texts, 0.95)
     return found
 
 

@@ -825,3 +825,76 @@ def check_known_beforehand(answer: Callable[[float, float], float]) -> None:
     for conflict, cue in ((0.0, 0.0), (1.0, 0.3), (0.75, 0.0)):
         wanted = share((1 - conflict) * (1 - cue / 2))
         assert close(answer(conflict, cue), wanted), f"at conflict {conflict} and cue {cue} it is {wanted:.4f}"
+
+
+# 09_your_own_domain
+
+
+@exercise
+def check_to_answers(answer: Callable[[np.ndarray, list[str]], list[tuple[str, float]]]) -> None:
+    """each text has its most likely class, and that class's share of the softmax."""
+    names = ["bad", "mixed", "good"]
+    logits = np.array([[2.0, 0.5, 1.0], [-1.0, 0.5, 3.0], [0.2, 0.4, 0.1], [0.0, 0.3, -0.2]])
+    powers = np.exp(logits)
+    wanted = powers / powers.sum(axis=1, keepdims=True)
+    before = logits.copy()
+    found = answer(logits, names)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert np.array_equal(logits, before), "the logits that came in have changed: work on a copy"
+    found = list(found)
+    assert len(found) == 4, f"four texts need four answers; yours are {len(found)}"
+    assert all(len(one) == 2 for one in found), "each answer is a pair: (label, score)"
+    labels, scores = [one[0] for one in found], np.array([float(one[1]) for one in found])
+    assert all(label in names for label in labels), f"give the class's name, not {labels[0]!r}"
+    assert labels != [names[row.argmin()] for row in logits], "these are the least likely classes: argmax, not argmin"
+    assert labels == ["bad", "good", "mixed", "mixed"], (
+        f"the labels should be bad, good, mixed, mixed; yours are {labels}: take the argmax along the classes, axis 1"
+    )
+    best = [0, 2, 1, 1]
+    rows = np.arange(4)
+    assert not np.allclose(scores, logits[rows, best]), "these are the logits themselves: take their softmax"
+    assert not np.allclose(scores, powers[rows, best]), "divide the powers by their sum: the scores of a text sum to 1"
+    assert not np.allclose(scores, (powers / powers.sum(axis=0))[rows, best]), (
+        "you divide by the sum over the texts: a text's scores must not depend on its neighbours; sum over axis 1"
+    )
+    assert not np.allclose(scores, (powers / powers.sum())[rows, best]), (
+        "you divide by the sum of everything: the scores of *each* text sum to 1; sum over axis 1"
+    )
+    assert not np.allclose(scores, wanted[:, -1]), "these are the last class's scores: give those of the named class"
+    assert np.allclose(scores, wanted[rows, best]), (
+        f"the first score is {wanted[0, 0]:.4f}, yours is {scores[0]:.4f}: exp(logit) over the sum of exp(logits)"
+    )
+    with np.errstate(all="ignore"):
+        (label, score), *_ = answer(np.array([[1000.0, 999.0, 0.0]]), names)
+    assert label == "bad" and math.isclose(float(score), 1 / (1 + math.exp(-1)), rel_tol=1e-6), (
+        "a logit of 1000 overflows: exp(1000) is infinite. Take each row's largest logit away first; the softmax is "
+        "the same"
+    )
+
+
+@exercise
+def check_labels_needed(answer: Callable[[list[float], float], int]) -> None:
+    """so many test texts of each class make an interval of that width."""
+    recalls, half = [0.9, 0.7], 0.04
+    z, spread = 1.96, 0.9 * 0.1 + 0.7 * 0.3
+    found = answer(recalls, half)
+    assert found is not None, "your function returns None; did you forget `return`?"
+    assert np.ndim(found) == 0, f"return one number, not something of shape {np.shape(found)}"
+    assert float(found).is_integer(), f"there are no {float(found):.2f} texts: round up"
+    assert found != math.floor(z**2 * spread / 4 / half**2), "rounded down, it is one text too few: round up"
+    wrong = {
+        z**2 * spread / half**2: "you add the variances of the recalls: the mean of two has a quarter of that sum",
+        z**2 * spread / 2 / half**2: "the variance of a mean of two is their sum over 2², not over 2",
+        spread / 4 / half**2: "a 95% interval is 1.96 standard errors to each side; you take one",
+        z**2 * spread / half**2 / 16: "half_width is the way to *one* side, not the whole width of the interval",
+        z**2 * (0.9 + 0.7) / 4 / half**2: "a share r has the variance r (1 − r) / n, not r / n",
+        z**2 * (0.8 * 0.2) / 2 / half**2: "each class has a variance of its own: do not average the recalls first",
+        z * math.sqrt(spread) / 2 / half: "solve for n: the width shrinks with the *root* of n, so square it",
+    }
+    for value, hint in wrong.items():
+        assert found != math.ceil(value), hint
+    wanted = math.ceil(z**2 * spread / 4 / half**2)
+    assert found != 2 * wanted, "these are the texts of both classes together: say how many of *each*"
+    assert found == wanted, f"for recalls of 0.9 and 0.7 and ± 4 points it is {wanted} of each class, yours is {found}"
+    three = answer([0.9, 0.7, 0.8], half)
+    assert three == 123, f"with three classes, the mean's variance is the summed one over 9: 123, not {three}"

@@ -17,13 +17,15 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator
 from IPython.display import Markdown, display
 from torch.profiler import ProfilerActivity, profile
 
 import metalib
 from metalib.config import read_config
-from metalib.runs import load_splits
+from metalib.folders import start_folder
+from metalib.runs import load_splits, trained_learner
 from metalib.training import Workbench, meta_train, prepare
 
 # The same colours in every notebook, and none of those that `metalib.plots` gives to a method (same palette).
@@ -38,6 +40,7 @@ def setup() -> None:
     plt.rcParams.update({"figure.figsize": (8, 4), "figure.dpi": 90, "figure.constrained_layout.use": True})
     plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def claim(name: str, condition: Any) -> None:
@@ -50,7 +53,8 @@ def show_source(thing: Any) -> None:
     """Show the source of one of the library's functions, classes or methods, as it is installed here."""
     source = textwrap.dedent(inspect.getsource(thing)).rstrip()
     file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()
-    place = file.relative_to(LIBRARY.resolve().parent).as_posix()
+    root = HERE.parent if file.is_relative_to(HERE.parent) else LIBRARY.resolve().parent
+    place = file.relative_to(root).as_posix()
     display(Markdown(f"`{place}`\n\n```python\n{source}\n```"))
 
 
@@ -107,15 +111,32 @@ def course_bench() -> Workbench:
     return prepare(config, load_splits(config), Accelerator(cpu=True))
 
 
+def course_path(bench: Workbench, name: str) -> Path:
+    """Where `course_run` leaves a learner."""
+    parts = [repr(bench.config), *(file.read_text(encoding="utf-8") for file in sorted(LIBRARY.rglob("*.py")))]
+    version = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
+    return HERE.parent / "runs" / f"course-{version}" / name
+
+
 def course_run(bench: Workbench, name: str) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """A learner of the course, trained: its weights (P,) and the lines of its `metrics.jsonl`.
 
     The first call trains it and leaves it under `runs/`, the next call, in any notebook, finds it there. The folder's
     name says what it was made with (the settings and the library's source), so that an outdated one is never found.
     """
-    parts = [repr(bench.config), *(file.read_text(encoding="utf-8") for file in sorted(LIBRARY.rglob("*.py")))]
-    version = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
-    folder = HERE.parent / "runs" / f"course-{version}" / name
+    folder = course_path(bench, name)
     meta_train(bench, replace(bench.config.for_learner(name), resume=True), folder)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return bench.weights.snapshot(), [json.loads(line) for line in lines]
+
+
+def course_folder(bench: Workbench, name: str) -> Path:
+    """A learner of the course as the run folder that `metalib train` leaves, but for its test and report."""
+    config = replace(bench.config.for_learner(name), baselines=())
+    theta, _ = course_run(bench, name)
+    folder = course_path(bench, name)
+    start_folder(folder, config)
+    learner = trained_learner(replace(bench, config=config), {name: theta})
+    learner.save(folder / "model")
+    bench.tokenizer.save_pretrained(folder / "model")
+    return folder

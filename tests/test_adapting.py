@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from datasets import Dataset
@@ -18,6 +20,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.utils import logging as transformers_logging
 
 import metalib
 from metalib import adapting, estimates, runs
@@ -163,6 +166,44 @@ def test_three_classes_of_ones_own(name: str, make_run: MakeRun, mine: Path, tmp
         assert_opens_in_transformers(out, lines)
 
 
+# ONNX
+
+EXPORT = Path(__file__).resolve().parent.parent / "examples" / "export_onnx.py"
+
+
+@pytest.mark.parametrize(("name", "file"), [("reptile", "two.csv"), ("protonet", "three.jsonl")])
+def test_logits_of_onnx_are_the_models(name: str, file: str, make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
+    columns = {"text_column": "words", "label_column": "kind"} if file == "three.jsonl" else {}
+    out = metalib.adapt(make_run(name)[0], mine / file, tmp_path / "out", **columns)
+    example = runpy.run_path(str(EXPORT))
+    model, tokenizer = example["load"](str(out))
+    example["export"](model, tokenizer, str(tmp_path / "model.onnx"))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.onnx"]  # weights inside
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    longest = "the " * 60  # cut to 48 tokens
+    for texts in (["x"], TEXTS[:1], TEXTS[:2], TEXTS, [longest], [longest, "x", *TEXTS], [*TEXTS, longest] * 9):
+        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        logits = example["classify"](session, tokenizer, texts)
+        assert logits.shape == (len(texts), model.config.num_labels)
+        torch.testing.assert_close(torch.tensor(logits), expected, rtol=0, atol=1e-4)
+
+
+def test_the_export_from_the_command_line(make_run: MakeRun, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    folder, file = make_run()[0] / "model", tmp_path / "model.onnx"
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", str(folder), str(file), *TEXTS])
+    runpy.run_path(str(EXPORT), run_name="__main__")
+    expected = [f"{line['label']} ({line['score']:.2f}): {line['text']}" for line in metalib.predict(folder, TEXTS)]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.parametrize("name", ["matching", "siamese", "relation"])
+def test_an_encoder_that_compares_is_not_exported(name: str, make_run: MakeRun) -> None:
+    with pytest.raises(SystemExit, match="holds no classifier, so there is nothing to export: a learner that compares"):
+        runpy.run_path(str(EXPORT))["load"](str(make_run(name)[0] / "model"))
+
+
 # The run
 
 
@@ -171,7 +212,7 @@ def test_a_run_is_opened_at_its_trained_theta_from_its_folder_alone(make_run: Ma
     run, bench = make_run("reptile", **settings)
     theta = runs.final_theta(run, bench.config, "reptile")
     bench.weights.restore(theta)
-    start = adapting.open_run(run, theta, ["negative", "positive"], 0)
+    start = adapting.open_run(run, theta, ["negative", "positive"], 0, bench.config)
     assert torch.equal(start.learner.weights.flat, theta)
     rows = np.arange(20)
     expected = bench.reviews["test"].logits(bench.model, rows)
@@ -228,6 +269,29 @@ def test_shots_leave_the_others_for_a_test(make_run: MakeRun, mine: Path, tmp_pa
     assert "too few examples to cross-validate" in (one / "README.md").read_text()
 
 
+def test_other_gradient_steps_than_the_runs(make_run: MakeRun, mine: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["adapt", str(make_run()[0]), "--data", str(mine / "two.csv"), "--adapt-steps"]
+    assert main([*words, "0", "--out", str(tmp_path / "none")]) == 0
+    before = list(metalib.predict(make_run()[0] / "model", TEXTS))
+    for one, other in zip(metalib.predict(tmp_path / "none", TEXTS), before, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-6)
+    assert main([*words, "7", "--adapt-lr", "0.002", "--out", str(tmp_path / "seven")]) == 0
+    card = (tmp_path / "seven" / "README.md").read_text()
+    assert "7 gradient steps at a learning rate of 0.002" in card and "| adapt\\_steps | 7 |" in card
+    assert main([*words, "-1", "--out", str(tmp_path / "bad")]) == 2
+    assert "adapt: adapt_steps is -1" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="protonet compares, and takes no gradient steps — leave adapt_lr out"):
+        metalib.adapt(make_run("protonet")[0], mine / "two.csv", tmp_path / "bad", adapt_lr=0.1)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_transformers_own_bars_are_as_they_were(make_run: MakeRun, tmp_path: Path) -> None:
+    assert transformers_logging.is_progress_bar_enabled()
+    assert main(["predict", str(make_run()[0] / "model"), "x"]) == 0
+    assert main(["predict", str(tmp_path / "none"), "x"]) == 2
+    assert transformers_logging.is_progress_bar_enabled()
+
+
 def test_the_same_seed_gives_the_same_folder(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
     one, two, other = (
         metalib.adapt(make_run("relation")[0], mine / "two.csv", tmp_path / name, shots=4, seed=seed)
@@ -264,10 +328,16 @@ def test_intervals_of_the_cross_validation_are_nadeau_and_bengios(monkeypatch: p
     assert entry["ci95"] == pytest.approx([0.8 - half, min(0.8 + half, 1)])
     (pair,) = [p for p in found["paired"] if (p["b"], p["metric"]) == ("not adapted", "accuracy")]
     assert pair["difference"] == pytest.approx(0.8) and pair["ci95"] == pytest.approx([0.8 - half, min(0.8 + half, 1)])
-    perfect = estimates.cross_validate(Coin(labels, set()), reviews, np.arange(20), {}, 0)  # type: ignore[arg-type]
-    assert perfect is not None
-    low, high = perfect["methods"]["adapted"]["accuracy"]["ci95"]
+    perfect: Any = Coin(labels, set())
+    sure = estimates.cross_validate(perfect, reviews, np.arange(20), {"alike": labels, "never": 1 - labels}, 0)
+    assert sure is not None
+    low, high = sure["methods"]["adapted"]["accuracy"]["ci95"]
     assert high == 1 and low == pytest.approx(0.025 ** (1 / 20))  # all 20 right does not mean always right
+    # nor does a difference that is the same in all folds have no uncertainty
+    ends = {pair["b"]: pair["ci95"] for pair in sure["paired"] if pair["metric"] == "accuracy"}
+    worst = 1 - 0.0125 ** (1 / 20)  # none of 20, at 97.5%
+    assert ends["alike"] == pytest.approx([-worst, worst]) and ends["never"] == pytest.approx([1 - 2 * worst, 1])
+    assert ends["majority"] == pytest.approx([0.025 ** (1 / 20) - 0.5, 0.5])
 
 
 # What is refused, and that nothing is left behind
@@ -317,7 +387,7 @@ def test_runs_that_cannot_be_used(make_run: MakeRun, mine: Path, tmp_path: Path,
         file.write("warmth: 3\n")
     assert "unknown setting 'warmth'" in (said := refused(tmp_path)) and f"metalib {metalib.__version__}" in said
     with pytest.raises(BadInput, match="not of the same run"):
-        adapting.open_run(make_run()[0], torch.zeros(3), ["negative", "positive"], 0)
+        adapting.open_run(make_run()[0], torch.zeros(3), ["negative", "positive"], 0, config)
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

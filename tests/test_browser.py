@@ -169,7 +169,7 @@ def page(browser: Browser) -> Iterator[Page]:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the notebooks need of this checkout. What one of them leaves under `runs/` the next will find."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("notebooks", "configs", "results"):
+    for name in ("notebooks", "configs", "results", "examples"):
         shutil.copytree(ROOT / name, folder / name)
     return folder
 

@@ -128,6 +128,14 @@ KNOWN = (
     "    return "
 )
 
+ANSWERS = "def to_answers(logits, names):\n    p = np.exp(logits - logits.max(axis=1, keepdims=True))\n    "
+SHARES = "p = p / p.sum(axis=1, keepdims=True)\n    "
+NAMED = "return [(names[row.argmax()], row.max()) for row in p]"
+NEEDED = (
+    "def labels_needed(recalls, half_width):\n    r, h, z = np.array(recalls), half_width, 1.96\n    "
+    "s, c = sum(r * (1 - r)), len(r)\n    return "
+)
+
 # Check → wrong answers: (words of the hint, code).
 MISTAKES: dict[str, list[tuple[str, str]]] = {
     "check_balanced_accuracy": [
@@ -390,6 +398,38 @@ MISTAKES: dict[str, list[tuple[str, str]]] = {
         ("the probability 1/3", KNOWN.format(k=SHARE, tie=".5", counts="(2, 3, 4)") + "total"),
         ("not percent", KNOWN.format(k=SHARE, tie=".5", counts="(2, 3, 4)") + "100 * total / 3"),
         ("forget `return`", KNOWN.format(k=SHARE, tie=".5", counts="(2, 3, 4)").removesuffix("return ") + "total / 3"),
+    ],
+    "check_to_answers": [
+        ("overflows", ANSWERS.replace(" - logits.max(axis=1, keepdims=True)", "") + SHARES + NAMED),
+        ("must not depend on its neighbours", ANSWERS.replace(" - logits.max(axis=1, keepdims=True)", "")
+         + "p = p / p.sum(axis=0)\n    return [(names[x.argmax()], row[x.argmax()]) for x, row in zip(logits, p)]"),
+        ("sum of everything", ANSWERS.replace(" - logits.max(axis=1, keepdims=True)", "") + "p = p / p.sum()\n    "
+         + NAMED),
+        ("divide the powers", ANSWERS.replace(" - logits.max(axis=1, keepdims=True)", "") + NAMED),
+        ("the logits themselves", ANSWERS + "p = logits\n    " + NAMED),
+        ("the last class's scores", ANSWERS + SHARES + "return [(names[row.argmax()], row[-1]) for row in p]"),
+        ("argmax, not argmin", ANSWERS + SHARES + NAMED.replace("argmax", "argmin")),
+        ("along the classes", ANSWERS + SHARES + "return [(names[x % 3], 1.0) for x in [*p.argmax(axis=0), 0]]"),
+        ("the class's name", ANSWERS + SHARES + NAMED.replace("names[row.argmax()]", "row.argmax()")),
+        ("a pair", ANSWERS + SHARES + NAMED.replace("row.max())", "row.max(), row)")),
+        ("four answers", ANSWERS + SHARES + "return (names[p[0].argmax()], p[0].max())"),
+        ("work on a copy", ANSWERS + "logits -= 1\n    " + SHARES + NAMED),
+        ("the first score is", ANSWERS + SHARES + NAMED.replace("row.max()", "1 - row.max()")),
+        ("forget `return`", ANSWERS + SHARES + NAMED.removeprefix("return ")),
+    ],
+    "check_labels_needed": [
+        ("a quarter of that sum", NEEDED + "math.ceil(z**2 * s / h**2)"),
+        ("not over 2", NEEDED + "math.ceil(z**2 * s / c / h**2)"),
+        ("you take one", NEEDED + "math.ceil(s / c**2 / h**2)"),
+        ("to *one* side", NEEDED + "math.ceil(z**2 * s / c**2 / (2 * h) ** 2)"),
+        ("not r / n", NEEDED + "math.ceil(z**2 * sum(r) / c**2 / h**2)"),
+        ("average the recalls first", NEEDED + "math.ceil(z**2 * r.mean() * (1 - r.mean()) / c / h**2)"),
+        ("square it", NEEDED + "math.ceil(z * math.sqrt(s) / c / h)"),
+        ("of *each*", NEEDED + "c * math.ceil(z**2 * s / c**2 / h**2)"),
+        ("round up", NEEDED + "z**2 * s / c**2 / h**2"),
+        ("rounded down", NEEDED + "int(z**2 * s / c**2 / h**2)"),
+        ("three classes", NEEDED + "math.ceil(z**2 * s / 4 / h**2)"),
+        ("forget `return`", NEEDED.removesuffix("return ") + "math.ceil(z**2 * s / c**2 / h**2)"),
     ],
 }  # fmt: skip
 
