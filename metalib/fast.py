@@ -183,8 +183,10 @@ class Moving:
     def whole(self) -> Iterator[None]:
         """Inside, the whole model stands at the point that the inner loop has reached, and reads any text."""
         self.__exit__()
-        yield
-        self.__enter__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
 def word_table(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Embedding | None]:

@@ -173,6 +173,20 @@ def test_word_rows_are_put_away_where_the_inner_loop_breaks(bench, monkeypatch):
     assert torch.equal(bench.weights.flat, bench.theta_0)
 
 
+def test_word_rows_are_put_away_where_a_look_on_the_way_breaks(bench, monkeypatch):
+    monkeypatch.setattr(fast, "WORTH_IT", 0)
+
+    def look(step: int) -> None:
+        if step:
+            raise RuntimeError("broken")
+
+    loop = InnerLoop(2, 0.01, 5)
+    with pytest.raises(RuntimeError, match="broken"), untouched(bench.model, bench.weights):
+        adapt(bench.model, bench.weights, bench.reviews["train"], np.arange(12), loop, (0,), look)
+    assert "forward" not in vars(bench.model.get_input_embeddings())
+    assert torch.equal(bench.weights.flat, bench.theta_0)
+
+
 def test_words_shared_with_another_module_are_not_taken_apart(bench):
     model = make(CONFIGS["bert"])
     names = [name for name, _ in model.named_parameters()]
