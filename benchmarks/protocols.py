@@ -1,5 +1,6 @@
 """The two published settings as lists of tasks: the original's three low-resource domains, and ARSC's twelve tasks."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,8 +54,9 @@ def natural_splits(
 
 
 def arsc_splits(
-    reviews: Dataset, targets: Sequence[str] = ARSC_TARGETS, held_out: Sequence[str] = (), smallest: int = 1
-) -> Splits:
+    reviews: Dataset, targets: Sequence[str] = ARSC_TARGETS, held_out: Sequence[str] = (), smallest: int = 1,
+    largest: int | None = None,
+) -> Splits:  # fmt: skip
     """ARSC's reviews for its protocol: `train` and `validation` of non-target domains, `test` of the target tasks.
 
     Meta-training takes the `train` splits of the non-target domains (music and video: `dev`). No text of a target
@@ -63,6 +65,7 @@ def arsc_splits(
     Args:
         held_out: non-target products for validation, with all their splits as published.
         smallest: a training task with fewer reviews of a class is left out.
+        largest: at most so many reviews of a training task, the same texts for all thresholds of a product.
     """
     splits = split_domains(reviews, targets, held_out or 0)
     domains, names = np.asarray(reviews["domain"][:]), np.asarray(reviews["split"][:])
@@ -70,13 +73,22 @@ def arsc_splits(
     validation = np.isin(domains, splits.validation_domains)
     allowed = np.where([_product(domain) in ARSC_DEV_ONLY for domain in splits.train["domain"]], "dev", "train")
     training = splits.train.select(np.flatnonzero(np.asarray(splits.train["split"][:]) == allowed))
-    kept = _large_enough(training, smallest)
-    return Splits(training.select(kept), reviews.select(np.flatnonzero(validation)),
+    if largest is not None:
+        training = training.select(_drawn(training, largest))
+    return Splits(training.select(_large_enough(training, smallest)), reviews.select(np.flatnonzero(validation)),
                   reviews.select(np.flatnonzero(target_rows)))  # fmt: skip
 
 
 def _product(domain: str) -> str:
     return domain.rpartition(".t")[0]
+
+
+def _drawn(reviews: Dataset, count: int) -> np.ndarray:
+    """The rows of at most `count` texts of each domain, those with the smallest hash: a draw by the text alone."""
+    hashes = np.asarray([hashlib.sha256(text.encode()).hexdigest() for text in reviews["text"]])
+    domains = np.asarray(reviews["domain"][:])
+    lots = [np.flatnonzero(domains == domain) for domain in sorted(set(domains.tolist()))]
+    return np.sort(np.concatenate([rows[np.argsort(hashes[rows])[:count]] for rows in lots]))
 
 
 def _large_enough(reviews: Dataset, smallest: int) -> np.ndarray:

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
 VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
 KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
+LARGEST = 500  # ARSC: reviews of a training task
 THREE_SEEDS = {"amazon_original": (), "arsc": ("joint", "reptile", "protonet")}  # the others have one
 
 
@@ -210,7 +211,7 @@ def smallest_task(base: Config) -> int:
 
 def run_arsc(run: Run, base: Config) -> None:
     """Every learner on the twelve target tasks; writes `scores.json`."""
-    splits = arsc_splits(load_reviews(run.data), base.test_domains, smallest=smallest_task(base))
+    splits = arsc_splits(load_reviews(run.data), base.test_domains, (), smallest_task(base), LARGEST)
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), positive_odds(splits)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
@@ -227,7 +228,7 @@ def validation_setting(tune: Tune, base: Config) -> tuple[Splits, list[Task]]:
     """Training domains without the validation domains, and the validation domains' tasks; test domains stay unseen."""
     reviews = load_reviews(tune.data)
     if tune.setting == "arsc":
-        splits = arsc_splits(reviews, base.test_domains, VALIDATION, smallest_task(base))
+        splits = arsc_splits(reviews, base.test_domains, VALIDATION, smallest_task(base), LARGEST)
         return splits, arsc_validation_tasks(splits.validation, DRAWS)
     splits = split_domains(reviews, base.test_domains, VALIDATION)
     return splits, natural_splits(splits.validation, splits.validation_domains, SPLITS // 2, SUPPORT, QUERY).tasks
