@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
 VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
 KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
+WHOLE = {"adapt": "all", "adapt_lr": 3e-4, "adapt_steps": 5}  # results/amazon/tuning.md
 LARGEST = 500  # ARSC: reviews of a training task
 THREE_SEEDS = {"amazon_original": (), "arsc": ("joint", "reptile", "protonet")}  # the others have one
 
@@ -53,6 +54,8 @@ class Run:
     """These learners alone."""
     seeds: int = 3
     """At most so many seeds."""
+    whole: bool = False
+    """At the test, let all weights adapt, not the head alone; a row of its own in the tables."""
 
 
 @dataclass
@@ -134,21 +137,23 @@ def arsc_scores(logits: list[np.ndarray], tasks: list[Task], labels: np.ndarray,
 
 
 def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
-    """Train and test one learner with one seed, unless it is done; writes `test.json` and `logits.npz`."""
-    folder = run.runs / run.setting / f"{config.learner}-{config.seed}"
-    if (folder / "test.json").exists():
+    """Train and test one learner with one seed, unless it is done; writes `head.json` and `head.npz` (or `whole.…`)."""
+    folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
+    if (folder / f"{kind}.json").exists():
         return
     bench, minutes = train_piece(config, splits, folder)
     started = perf_counter()
-    logits = task_logits(bench.learner(config), bench.reviews["test"], tasks)
+    tested = replace(config, **(WHOLE if run.whole else {"adapt": "head"}))
+    logits = task_logits(bench.learner(tested), bench.reviews["test"], tasks)
     facts = {
         "learner": config.learner,
+        "adapts": kind,
         "seed": config.seed,
         "review_passes": config.meta_steps * config.passes_per_step(),
         "minutes": {"training": minutes, "test": (perf_counter() - started) / 60},
     }
-    np.savez_compressed(folder / "logits.npz", *logits)
-    write_json(folder / "test.json", facts)
+    np.savez_compressed(folder / f"{kind}.npz", *logits)
+    write_json(folder / f"{kind}.json", facts)
     print(f"{folder.name}: {facts['review_passes']} passes, {facts['minutes']}", flush=True)
 
 
@@ -163,8 +168,8 @@ def pieces(run: Run, base: Config) -> list[Config]:
 def finished(folder: Path) -> list[tuple[dict[str, Any], list[np.ndarray]]]:
     """Facts and logits of the pieces that are done, by learner and seed."""
     found = []
-    for file in sorted(folder.glob("*/test.json")):
-        with np.load(file.parent / "logits.npz") as arrays:
+    for file in [*sorted(folder.glob("*/head.json")), *sorted(folder.glob("*/whole.json"))]:
+        with np.load(file.with_suffix(".npz")) as arrays:
             found.append((read_json(file), [arrays[name] for name in arrays.files]))
     return found
 
@@ -178,7 +183,8 @@ def run_original(run: Run, base: Config) -> None:
     episodes = natural_splits(splits.test, splits.test_domains, SPLITS, SUPPORT, QUERY)
     for config in pieces(run, base):
         run_piece(run, config, splits, episodes.tasks)
-    done = {facts["learner"]: (facts, logits) for facts, logits in finished(run.runs / run.setting)}
+    done = {facts["learner"]: (facts, logits) for facts, logits in finished(run.runs / run.setting)
+            if facts["adapts"] == "head"}  # fmt: skip
     order = [name for name in (*base.baselines, base.learner) if name in done]
     predictions = {"majority": constant_predictions(episodes, lambda task: np.ones(len(task.query), dtype=np.int64))}
     predictions |= {name: np.stack([each.argmax(-1) for each in done[name][1]]) for name in order}

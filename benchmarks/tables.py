@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +15,19 @@ from metalib import plots, report
 
 Piece = dict[str, Any]  # one learner with one seed, from arsc/scores.json
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+TEMPLATE = Path(__file__).resolve().parent / "results_template.md"
 GOAL = {"accuracy": 86, "balanced_accuracy": 80}
 KINDS = {"plain": "as trained", "prior": "with class shares"}
+
+
+def label(method: str) -> str:
+    """A method's name for readers; `reptile*`: all weights adapt at the test."""
+    return plots.label(method.removesuffix("*")) + (", all weights adapt" if method.endswith("*") else "")
+
+
+def fill(method: str) -> Literal["none", "full"]:
+    """Hollow marks where all weights adapt."""
+    return "none" if method.endswith("*") else "full"
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
@@ -32,7 +43,7 @@ def by_method(scores: dict[str, Any]) -> dict[str, list[Piece]]:
     """Method → its pieces by seed; the method with the highest mean balanced accuracy last."""
     methods: dict[str, list[Piece]] = {}
     for piece in sorted(scores["pieces"], key=lambda piece: piece["seed"]):
-        methods.setdefault(piece["learner"], []).append(piece)
+        methods.setdefault(piece["learner"] + "*" * (piece["adapts"] == "whole"), []).append(piece)
     return dict(sorted(methods.items(), key=lambda item: fmean(mean(piece) for piece in item[1])))
 
 
@@ -54,7 +65,7 @@ def arsc_table(scores: dict[str, Any]) -> str:
     for name, pieces in by_method(scores).items():
         plain = [spread([mean(piece, "plain", metric) for piece in pieces]) for metric in METRICS]
         prior = [spread([mean(piece, "prior", metric) for piece in pieces]) for metric in METRICS[:2]]
-        rows.append([plots.label(name), str(len(pieces)), *plain, *prior])
+        rows.append([label(name), str(len(pieces)), *plain, *prior])
     head = ["mean over 12 tasks, %", "seeds", "accuracy", "balanced accuracy", "macro F1",
             "accuracy, class shares", "balanced accuracy, class shares"]  # fmt: skip
     return report.table(head, rows)
@@ -68,7 +79,7 @@ def threshold_table(scores: dict[str, Any]) -> str:
     for name, pieces in by_method(scores).items():
         cells = [[fmean(mean(piece, "plain", metric, t) for piece in pieces) for metric in METRICS[:2]]
                  for t in thresholds]  # fmt: skip
-        rows.append([plots.label(name), *(f"{a:.1f} / {b:.1f}" for a, b in cells)])
+        rows.append([label(name), *(f"{a:.1f} / {b:.1f}" for a, b in cells)])
     return report.table(["accuracy / balanced accuracy, %", *thresholds], rows)
 
 
@@ -95,7 +106,7 @@ def arsc_difference(a: list[Piece], b: list[Piece], metric: str, kind: str = "pl
 def arsc_pairs(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Each learner less the baselines, in both scores."""
     methods = by_method(scores)
-    names = [(a, b) for b in ("finetuned", "joint") for a in methods if a not in ("finetuned", b)]
+    names = [(a, b) for b in ("finetuned", "joint") for a in methods if a not in ("finetuned", b) and "*" not in a]
     if {"reptile", "protonet"} <= methods.keys():
         names.append(("protonet", "reptile"))
     return [arsc_difference(methods[a], methods[b], metric) for a, b in names if b in methods
@@ -117,16 +128,29 @@ def arsc_cost_table(scores: dict[str, Any]) -> str:
     rows = []
     for name, pieces in by_method(scores).items():
         minutes = [fmean(piece["minutes"][part] for piece in pieces) for part in ("training", "test")]
-        rows.append([plots.label(name), f"{pieces[0]['review_passes']:,}", *(f"{each:.1f}" for each in minutes)])
+        rows.append([label(name), f"{pieces[0]['review_passes']:,}", *(f"{each:.1f}" for each in minutes)])
     return report.table(["ARSC, a seed", "review passes", "minutes of training", "minutes of testing"], rows)
 
 
 # ---- the original's setting ------------------------------------------------------------------------------------------
 
 
+def original_paired_table(evaluation: dict[str, Any]) -> str:
+    """Paired differences on the same splits, in all three scores."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for pair in evaluation["paired"]:
+        found.setdefault((pair["a"], pair["b"]), {})[pair["metric"]] = pair
+    rows = []
+    for (a, b), pairs in found.items():
+        cells = [report.percent({"mean": pairs[metric]["difference"], "ci95": pairs[metric]["ci95"]})
+                 for metric in METRICS]  # fmt: skip
+        rows.append([f"{plots.label(a)} − {plots.label(b)}", *cells])
+    return report.table(["difference in points, 95% interval", *(each.replace("_", " ") for each in METRICS)], rows)
+
+
 def original_cost_table(evaluation: dict[str, Any]) -> str:
     """Review passes and minutes of each learner."""
-    rows = [[plots.label(name), f"{facts['review_passes']:,}", *(f"{facts['minutes'][part]:.1f}" for part in
+    rows = [[label(name), f"{facts['review_passes']:,}", *(f"{facts['minutes'][part]:.1f}" for part in
              ("training", "test"))] for name, facts in evaluation["cost"].items()]  # fmt: skip
     return report.table(["the original's setting", "review passes", "minutes of training", "minutes of testing"], rows)
 
@@ -170,11 +194,11 @@ def original_figure(evaluation: dict[str, Any]) -> Figure:
             point = entry["overall"][metric]
             low, high = (abs(100 * (end - point["mean"])) for end in point["ci95"])
             axes.errorbar(100 * point["mean"], place, xerr=[[low], [high]], fmt="o", capsize=4,
-                          color=plots.COLOURS[name])  # fmt: skip
+                          color=plots.COLOURS[name.removesuffix("*")])  # fmt: skip
         constant = 100 * evaluation["methods"]["majority"]["overall"][metric]["mean"]
         axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"majority class: {constant:.1f}")
         axes.set(xlabel=f"{metric.replace('_', ' ')} [%]")
-        axes.set_yticks(range(len(methods)), [plots.label(name) for name in methods])
+        axes.set_yticks(range(len(methods)), [label(name) for name in methods])
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower left")
     figure.suptitle("The original's setting: 80 reviews to learn from, 20 to predict; bars: 95% intervals")
@@ -187,7 +211,8 @@ def arsc_figure(scores: dict[str, Any]) -> Figure:
     for name, pieces in by_method(scores).items():
         for kind, marker in (("plain", "o"), ("prior", "^")):
             x, y = ([mean(piece, kind, metric) for piece in pieces] for metric in METRICS[:2])
-            axes.plot(x, y, marker, color=plots.COLOURS[name], label=plots.label(name) if kind == "plain" else None)
+            axes.plot(x, y, marker, color=plots.COLOURS[name.removesuffix("*")], fillstyle=fill(name),
+                      label=label(name) if kind == "plain" else None)  # fmt: skip
     constant = mean(scores["pieces"][0], "always_positive", "accuracy")
     axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"always positive: {constant:.1f}")
     draw_goal(axes)
@@ -218,21 +243,44 @@ def write(root: Path) -> None:
 
 def pages(root: Path) -> dict[str, str]:
     """File → its text, each made from the JSON files alone."""
-    return {
-        "results/arsc/tuning.md": tuning_page(read(root, "arsc/tuning.json"), "ARSC"),
-        "RESULTS.md": results_page(root),
-    }
+    titles = {"amazon_original": "the original's setting", "arsc": "ARSC"}
+    tuned = {f"results/{name}/tuning.md": tuning_page(read(root, f"{name}/tuning.json"), title)
+             for name, title in titles.items()}  # fmt: skip
+    return {**tuned, "RESULTS.md": results_page(root)}
+
+
+def published_table(published: dict[str, Any]) -> str:
+    """What others report of the same twelve tasks."""
+    return report.table(["reported by others", "mean accuracy, %"], [[*row] for row in published["rows"]])
+
+
+def goal_words(scores: dict[str, Any]) -> str:
+    """Whether a method reaches both goals, and what comes nearest."""
+    found = []
+    for name, pieces in by_method(scores).items():
+        for kind, words in KINDS.items():
+            means = [fmean(mean(piece, kind, metric) for piece in pieces) for metric in METRICS[:2]]
+            found.append((f"{label(name)} {words}", means[0], means[1]))
+    accuracy, balanced = GOAL["accuracy"], GOAL["balanced_accuracy"]
+    start = f"The goal was a mean accuracy of {accuracy} and a balanced accuracy of {balanced}, both at once."
+    reached = [name for name, a, b in found if a >= accuracy and b >= balanced]
+    if reached:
+        return f"{start} Reached by {', '.join(reached)}."
+    tops = [max(found, key=lambda row: row[1]), max(found, key=lambda row: row[2])]
+    said = [f"{name} with {a:.1f} and {b:.1f}" for name, a, b in tops]
+    return f"{start} **It is missed.** Highest in accuracy: {said[0]}. Highest in balanced accuracy: {said[1]}."
 
 
 def results_page(root: Path) -> str:
     """RESULTS.md."""
     scores, evaluation = read(root, "arsc/scores.json"), read(root, "amazon_original/evaluation.json")
-    return f"""{arsc_table(scores)}
-{threshold_table(scores)}
-{arsc_paired_table(scores)}
-{arsc_cost_table(scores)}
-{report.scores_table(evaluation)}
-{report.paired_table(evaluation, "accuracy")}
-{report.paired_table(evaluation)}
-{report.domains_table(evaluation)}
-{original_cost_table(evaluation)}"""
+    fill = {
+        "arsc_table": arsc_table(scores), "threshold_table": threshold_table(scores),
+        "arsc_paired": arsc_paired_table(scores), "arsc_cost": arsc_cost_table(scores),
+        "published": published_table(read(root, "arsc/published.json")), "goal": goal_words(scores),
+        "original_table": report.scores_table(evaluation), "original_paired": original_paired_table(evaluation),
+        "original_domains": report.domains_table(evaluation), "original_cost": original_cost_table(evaluation),
+        "training_tasks": scores["training_tasks"], "training_reviews": f"{scores['training_reviews']:,}",
+        "odds": f"{scores['log_odds']:.2f}", **numbers(scores, evaluation),
+    }  # fmt: skip
+    return TEMPLATE.read_text(encoding="utf-8").format(**fill)
