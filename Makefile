@@ -17,7 +17,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run results family phase test test-all notebooks check lab lock clean
+.PHONY: help setup run results family phase real test test-all notebooks check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -69,6 +69,16 @@ phase: setup ## make results/phase again: learners over a grid of worlds and sho
 		--out runs/results/phase --resume --grid $(GRID)
 	mkdir -p results/phase
 	for file in config.yaml phase.json phase.md phase.png; do cp runs/results/phase/$$file results/phase || exit 1; done
+
+DATA ?=
+MODEL ?= sentence-transformers/all-MiniLM-L6-v2
+REAL := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py
+
+real: setup ## make RESULTS.md again from a folder with amazon22.json and arsc.parquet: DATA=path MODEL=path
+	@test -n "$(DATA)" || { echo "Name the folder of the reviews: make real DATA=path/to/folder MODEL=path/to/model" >&2; exit 1; }
+	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL)
+	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL)
+	$(REAL) tables
 
 # Tests use nothing from the network, and draw to no screen.
 test test-all: export HF_HUB_OFFLINE = 1

@@ -65,7 +65,7 @@ def arsc_splits(
     Args:
         held_out: non-target products for validation, with all their splits as published.
         smallest: a training task with fewer reviews of a class is left out.
-        largest: at most so many reviews of a training task, the same texts for all thresholds of a product.
+        largest: at most so many reviews of a training task, drawn by the hash of their texts.
     """
     splits = split_domains(reviews, targets, held_out or 0)
     domains, names = np.asarray(reviews["domain"][:]), np.asarray(reviews["split"][:])

@@ -7,7 +7,7 @@ it is finished; a piece that was stopped goes on from its last checkpoint.
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from time import perf_counter
+from time import process_time
 from typing import Any, Literal
 
 import numpy as np
@@ -111,10 +111,10 @@ def task_logits(
 
 
 def train_piece(config: Config, splits: Splits, folder: Path) -> tuple[Workbench, float]:
-    """The workbench with the trained weights, and the minutes that took; 0 where they came from the folder."""
-    bench, started = make_bench(config, splits), perf_counter()
+    """The workbench with the trained weights, and the processor minutes that took (0: they came from the folder)."""
+    bench, started = make_bench(config, splits), process_time()
     meta_train(bench, replace(config, resume=True, checkpoint_every=10**6), folder)
-    return bench, (perf_counter() - started) / 60
+    return bench, (process_time() - started) / 60
 
 
 def positive_odds(splits: Splits) -> float:
@@ -142,7 +142,7 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
     if (folder / f"{kind}.json").exists():
         return
     bench, minutes = train_piece(config, splits, folder)
-    started = perf_counter()
+    started = process_time()
     tested = replace(config, **(WHOLE if run.whole else {"adapt": "head"}))
     logits = task_logits(bench.learner(tested), bench.reviews["test"], tasks)
     facts = {
@@ -150,7 +150,7 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
         "adapts": kind,
         "seed": config.seed,
         "review_passes": config.meta_steps * config.passes_per_step(),
-        "minutes": {"training": minutes, "test": (perf_counter() - started) / 60},
+        "minutes": {"training": minutes, "test": (process_time() - started) / 60},
     }
     np.savez_compressed(folder / f"{kind}.npz", *logits)
     write_json(folder / f"{kind}.json", facts)

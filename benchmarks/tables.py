@@ -92,7 +92,7 @@ def domain_means(pieces: list[Piece], kind: str, metric: str) -> np.ndarray:
 def arsc_difference(a: list[Piece], b: list[Piece], metric: str, kind: str = "plain") -> dict[str, Any]:
     """a − b over the seeds that both have, as `evaluation.json` has it; the 95% interval is over the target domains.
 
-    Domains are the unit (t with 3 degrees of freedom): thresholds of one domain share their texts.
+    Domains are the unit (t with 3 degrees of freedom): the thresholds of one domain are about the same products.
     """
     shared = {piece["seed"] for piece in a} & {piece["seed"] for piece in b}
     both = [[piece for piece in pieces if piece["seed"] in shared] for pieces in (a, b)]
@@ -126,9 +126,10 @@ def arsc_paired_table(scores: dict[str, Any]) -> str:
 def arsc_cost_table(scores: dict[str, Any]) -> str:
     """Review passes and minutes of a piece."""
     rows = []
-    for name, pieces in by_method(scores).items():
-        minutes = [fmean(piece["minutes"][part] for piece in pieces) for part in ("training", "test")]
-        rows.append([label(name), f"{pieces[0]['review_passes']:,}", *(f"{each:.1f}" for each in minutes)])
+    for name, pieces in ((name, pieces) for name, pieces in by_method(scores).items() if not name.endswith("*")):
+        minutes = [[piece["minutes"][part] for piece in pieces if piece["minutes"]] for part in ("training", "test")]
+        rows.append([label(name), f"{pieces[0]['review_passes']:,}",
+                     *(f"{fmean(each):.1f}" if each else "–" for each in minutes)])  # fmt: skip
     return report.table(["ARSC, a seed", "review passes", "minutes of training", "minutes of testing"], rows)
 
 
@@ -269,6 +270,31 @@ def goal_words(scores: dict[str, Any]) -> str:
     tops = [max(found, key=lambda row: row[1]), max(found, key=lambda row: row[2])]
     said = [f"{name} with {a:.1f} and {b:.1f}" for name, a, b in tops]
     return f"{start} **It is missed.** Highest in accuracy: {said[0]}. Highest in balanced accuracy: {said[1]}."
+
+
+def points(pair: dict[str, Any]) -> str:
+    """`2.1 points (−0.5 to 4.7)`: a paired difference with its interval."""
+    low, high = pair["ci95"]
+    return "{:.1f} points ({:.1f} to {:.1f})".format(*(100 * each for each in (pair["difference"], low, high))).replace(
+        "-", "−"
+    )
+
+
+def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
+    """What the text says, by the names it has in the template."""
+    found = {"splits": str(evaluation["episodes"]["count"] // 3)}
+    for name, pieces in by_method(scores).items():
+        for metric in METRICS[:2]:
+            for kind in KINDS:
+                value = fmean(mean(piece, kind, metric) for piece in pieces)
+                found[f"arsc_{name.replace('*', '_whole')}_{metric}_{kind}"] = f"{value:.1f}"
+    for name, entry in evaluation["methods"].items():
+        for metric in METRICS[:2]:
+            found[f"original_{name}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
+    found["always_positive"] = f"{mean(scores['pieces'][0], 'always_positive', 'accuracy'):.1f}"
+    for setting, pairs in (("arsc", arsc_pairs(scores)), ("original", evaluation["paired"])):
+        found |= {f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}": points(pair) for pair in pairs}
+    return found
 
 
 def results_page(root: Path) -> str:

@@ -28,7 +28,7 @@ PRODUCTS = ("apparel", "books", "music", "toys")
 
 
 def arsc(products: tuple[str, ...] = PRODUCTS) -> Dataset:
-    """Made-up ARSC: the same texts for each threshold; 6 train, 4 dev, 5 test; no train split for music."""
+    """Made-up ARSC: 6 train, 4 dev and 5 test reviews of each task; no train split for music."""
     sizes = {"train": 6, "dev": 4, "test": 5}
     rows = [
         {"text": f"{product} {split} {n}", "label": (n + threshold) % 2, "domain": f"{product}.t{threshold}",
@@ -141,6 +141,39 @@ def test_the_shift_to_the_training_domains_class_shares_is_the_log_of_their_odds
     assert task["prior"]["accuracy"] == 1.0
     assert task["always_positive"] == {"accuracy": pytest.approx(2 / 3), "balanced_accuracy": 0.5,
                                        "macro_f1": pytest.approx(0.4)}  # fmt: skip
+
+
+def test_results_md_and_the_tuning_pages_are_what_the_files_in_results_say() -> None:
+    for name, text in tables.pages(ROOT).items():
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run `python benchmarks/real.py tables`"
+    for setting in ("amazon_original", "arsc"):
+        assert (ROOT / "results" / setting / "scores.png").stat().st_size > 10_000
+
+
+def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings_of_the_config() -> None:
+    scores = tables.read(ROOT, "arsc/scores.json")
+    base = real.read_config(ROOT / "configs" / "arsc.yaml")
+    tasks = {f"{product}.t{t}" for product in protocols.ARSC_TARGETS for t in (2, 4, 5)}
+    assert tuple(base.test_domains) == protocols.ARSC_TARGETS
+    for piece in scores["pieces"]:
+        assert {name.rpartition("/")[0] for name in piece["tasks"]} == tasks
+        config = base.for_learner(piece["learner"])
+        assert piece["review_passes"] == config.meta_steps * config.passes_per_step()
+        assert round(tables.mean(piece, "always_positive", "accuracy"), 1) == 78.1  # counted from the published files
+    tuned = tables.read(ROOT, "arsc/tuning.json")["validation_domains"]
+    assert not {domain.rpartition(".t")[0] for domain in tuned} & set(protocols.ARSC_TARGETS)
+
+
+def test_the_committed_run_of_the_originals_setting_has_enough_splits_and_its_majority() -> None:
+    evaluation = tables.read(ROOT, "amazon_original/evaluation.json")
+    assert evaluation["episodes"]["count"] >= 3 * 50
+    assert (evaluation["episodes"]["support"], evaluation["episodes"]["query"]) == (80, 20)
+    majority = evaluation["methods"]["majority"]["overall"]
+    assert round(100 * majority["accuracy"]["mean"], 1) == 83.3 and majority["balanced_accuracy"]["mean"] == 0.5
+    base = real.read_config(ROOT / "configs" / "amazon_original.yaml")
+    for name, facts in evaluation["cost"].items():
+        config = base.for_learner(name)
+        assert facts["review_passes"] == config.meta_steps * config.passes_per_step()
 
 
 def test_every_learner_of_a_setting_sees_as_many_reviews() -> None:
