@@ -252,7 +252,8 @@ def tune_learner(tune: Tune, base: Config) -> None:
         folder = tune.runs / f"{tune.setting}-tune" / tune.learner / "-".join(f"{k}={v}" for k, v in fixed.items())
         if folder != trained:
             (bench, minutes), known, trained = train_piece(config, splits, folder), {}, folder
-        logits = task_logits(bench.learner(config), bench.reviews["validation"], tasks, known)
+        tested = replace(config, adapt="head")
+        logits = task_logits(bench.learner(tested), bench.reviews["validation"], tasks, known)
         means = mean_scores(arsc_scores(logits, tasks, labels, odds))
         rows.append({"learner": tune.learner, "settings": choice, "review_passes":
                      config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
