@@ -36,7 +36,6 @@ VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC
 KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
 WHOLE = {"adapt": "all", "adapt_lr": 3e-4, "adapt_steps": 5}  # results/amazon/tuning.md
 LARGEST = 500  # ARSC: reviews of a training task
-THREE_SEEDS = {"amazon_original": (), "arsc": ("joint", "reptile", "protonet")}  # the others have one
 
 
 @dataclass
@@ -161,7 +160,7 @@ def pieces(run: Run, base: Config) -> list[Config]:
     """The settings of every piece: the first seed of all learners, then the other seeds."""
     names = [name for name in (*base.baselines, base.learner) if not run.only or name in run.only]
     plan = [(name, seed) for seed in range(run.seeds) for name in names
-            if seed == 0 or name in THREE_SEEDS[run.setting]]  # fmt: skip
+            if seed < tables.SEEDS[run.setting].get(name, 1)]  # fmt: skip
     return [replace(base.for_learner(name), seed=seed) for name, seed in plan]
 
 
