@@ -185,6 +185,7 @@ def tuning_page(tuning: dict[str, Any], title: str) -> str:
 
 {tuning["tasks"]} tasks of the validation domains {", ".join(tuning["validation_domains"])}, which are training domains
 held out for this; no target domain was looked at. Percent, one seed: differences of a point or two say nothing.
+Where a row says `adapt=head`, the inner loop of the training moved the head alone, too.
 
 {tuning_table(tuning)}"""
 
@@ -207,7 +208,7 @@ def original_figure(evaluation: dict[str, Any]) -> Figure:
         axes.set(xlabel=f"{metric.replace('_', ' ')} [%]")
         axes.set_yticks(range(len(methods)), [label(name) for name in methods])
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower left")
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.suptitle("The original's setting: 80 reviews to learn from, 20 to predict; bars: 95% intervals")
     return figure
 
@@ -227,7 +228,7 @@ def arsc_figure(scores: dict[str, Any]) -> Figure:
              "(circles: as trained; triangles: with the training domains' class shares)",
              xlabel="accuracy [%]", ylabel="balanced accuracy [%]")  # fmt: skip
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -281,9 +282,10 @@ def goal_words(scores: dict[str, Any]) -> str:
 def missing_words(scores: dict[str, Any], names: Sequence[str]) -> str:
     """Which planned pieces of ARSC are not there."""
     done = {(piece["learner"], piece["seed"]) for piece in scores["pieces"]}
-    plan = [(name, seed) for name in names for seed in range(SEEDS["arsc"].get(name, 1))]
-    missing = [f"{label(name)}, seed {seed}" for name, seed in plan if (name, seed) not in done]
-    return f"Planned and not yet run: {'; '.join(missing)}." if missing else "Everything that was planned is there."
+    plan = {name: range(SEEDS["arsc"].get(name, 1)) for name in names}
+    absent = {name: [str(seed) for seed in seeds if (name, seed) not in done] for name, seeds in plan.items()}
+    said = [f"{label(name)} (seed {', '.join(seeds)})" for name, seeds in absent.items() if seeds]
+    return f"Planned on ARSC and not yet run: {'; '.join(said)}." if said else "Everything that was planned is there."
 
 
 def points(pair: dict[str, Any]) -> str:
@@ -307,7 +309,7 @@ def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str
             found[f"original_{name}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
     passes = max(piece["review_passes"] for piece in scores["pieces"])
     found |= {"passes": f"{passes:,}",
-              "original_passes": f"{max(facts['review_passes'] for facts in evaluation['cost'].values()):,}"}  # fmt: skip
+              "original_passes": f"{evaluation['cost']['joint']['review_passes']:,}"}  # fmt: skip
     found["always_positive"] = f"{mean(scores['pieces'][0], 'always_positive', 'accuracy'):.1f}"
     for setting, pairs in (("arsc", arsc_pairs(scores)), ("original", evaluation["paired"])):
         found |= {f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}": points(pair) for pair in pairs}
