@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 LOCK_ARGS ?=
+DATA ?=
+MODEL ?=
 
 LOCK := requirements.lock
 BIN := $(VENV)/bin
@@ -17,10 +19,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-DATA ?=
-MODEL ?=
-
-.PHONY: help setup run results family phase bench bench-gpu test test-all notebooks check lab lock clean
+.PHONY: help setup run results family phase real bench bench-gpu test test-all notebooks check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -78,6 +77,15 @@ bench: setup ## measure what everything costs: make bench DATA=reviews.json MODE
 
 bench-gpu: setup ## tasks a second on a GPU, for 1, 4 and 16 tasks at a time
 	$(BIN)/python benchmarks/gpu.py
+
+REAL := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py
+
+real: setup ## make RESULTS.md again from a folder with amazon22.json and arsc.parquet: DATA=path MODEL=path
+	@test -n "$(DATA)" -a -n "$(MODEL)" || \
+		{ echo "Name the folder of the reviews and the encoder: make real DATA=path/to/folder MODEL=path/to/model" >&2; exit 1; }
+	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL)
+	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL)
+	$(REAL) tables
 
 # Tests use nothing from the network, and draw to no screen.
 test test-all: export HF_HUB_OFFLINE = 1

@@ -1,0 +1,286 @@
+"""The real results, from the data and the encoder: `python benchmarks/real.py --help`; RESULTS.md is what comes out.
+
+A piece is one learner with one seed. Each is trained and tested in a folder of its own under `--runs` and skipped where
+it is finished; a piece that was stopped goes on from its last checkpoint.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from time import process_time
+from typing import Any, Literal
+
+import numpy as np
+import tables
+import torch
+import tyro
+from frozen import Known, RememberedReviews, above_encoder, lower_part, moves_encoder, skip_layers
+from protocols import arsc_splits, arsc_tasks, arsc_validation_tasks, natural_splits
+
+from metalib.config import Config, read_config
+from metalib.evaluation import Episodes, compare, constant_predictions, score, summarise
+from metalib.folders import read_json, write_json
+from metalib.inner import untouched
+from metalib.learners import Learner
+from metalib.models import TokenizedReviews
+from metalib.processes import make_accelerator
+from metalib.reviews import Splits, load_reviews, split_domains
+from metalib.tasks import Task, hash_tasks
+from metalib.training import Workbench, meta_train, prepare
+from metalib.tuning import combinations, parse_grid
+
+Setting = Literal["amazon_original", "arsc"]
+ROOT = Path(__file__).resolve().parent.parent
+SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
+VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
+KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
+WHOLE = {"adapt": "all", "adapt_lr": 3e-4, "adapt_steps": 5}  # results/amazon/tuning.md
+LARGEST = 500  # ARSC: reviews of a training task
+
+
+@dataclass
+class Run:
+    """Train and test every learner of a setting; writes its files in results/."""
+
+    setting: tyro.conf.Positional[Setting]
+    data: str
+    """The reviews: the original's schema, or ARSC's file or folder."""
+    model: str
+    """Folder or hub name of a BERT."""
+    runs: Path = ROOT / "runs" / "real"
+    """Where pieces are trained."""
+    only: tuple[str, ...] = ()
+    """These learners alone."""
+    seeds: int = 3
+    """At most so many seeds."""
+    whole: bool = False
+    """At the test, let all weights adapt, not the head alone; a row of its own in the tables."""
+
+
+@dataclass
+class Tune:
+    """Score settings on validation domains, taken from the training domains; adds to results/SETTING/tuning.json."""
+
+    setting: tyro.conf.Positional[Setting]
+    data: str
+    """The reviews."""
+    model: str
+    """Folder or hub name of a BERT."""
+    learner: str
+    """Whose settings."""
+    grid: tuple[str, ...]
+    """Values to try, e.g. `--grid adapt_lr=1e-4,3e-4 adapt_steps=5,10`."""
+    runs: Path = ROOT / "runs" / "real"
+    """Where they are trained."""
+
+
+@dataclass
+class Tables:
+    """Write RESULTS.md, and draw the figures, from the files in results/."""
+
+
+# ---- one piece ------------------------------------------------------------------------------------------------------
+
+
+def make_bench(config: Config, splits: Splits) -> Workbench:
+    """The library's workbench, with a model that begins above the frozen layers and reviews that remember these."""
+    bench = prepare(replace(config, baselines=()), splits, make_accelerator())
+    lower = lower_part(bench.model, config.frozen_layers)
+    known = KNOWN.setdefault((config.model, config.frozen_layers), {})
+    skip_layers(bench.model, config.frozen_layers)
+    bench.reviews = {part: RememberedReviews(each, lower, known) for part, each in bench.reviews.items()}
+    return bench
+
+
+def task_logits(
+    learner: Learner, reviews: TokenizedReviews, tasks: list[Task], known: Known | None = None
+) -> list[np.ndarray]:
+    """(queries, classes) logits of each task after learning its support set; leaves no trace.
+
+    known: the memory of a trained encoder's features, where more than one call is to share them.
+    """
+    if not moves_encoder(learner):
+        learner, reviews = above_encoder(learner, reviews, {} if known is None else known)
+    found = []
+    for place, task in enumerate(tasks):
+        with untouched(learner.model, learner.weights):
+            learner.fit(reviews, task.support, (0, place))
+            found.append(learner.logits(reviews, task.query).numpy())
+    return found
+
+
+def train_piece(config: Config, splits: Splits, folder: Path) -> tuple[Workbench, float]:
+    """The workbench with the trained weights, and the processor minutes that took (0: they came from the folder)."""
+    bench, started = make_bench(config, splits), process_time()
+    meta_train(bench, replace(config, resume=True, checkpoint_every=10**6), folder)
+    return bench, (process_time() - started) / 60
+
+
+def positive_odds(splits: Splits) -> float:
+    """log of positive : negative reviews in the training domains: what a class-balanced learner does not know."""
+    share = float(np.mean(splits.train["label"][:]))
+    return float(np.log(share / (1 - share)))
+
+
+def arsc_scores(logits: list[np.ndarray], tasks: list[Task], labels: np.ndarray, odds: float) -> dict[str, Any]:
+    """Task → its scores with logits as they are (`plain`) and with the training domains' class shares (`prior`)."""
+    found: dict[str, Any] = {}
+    for task, scores in zip(tasks, logits, strict=True):
+        margin, truth = scores[:, 1] - scores[:, 0], labels[task.query]
+        said = {"plain": margin > 0, "prior": margin + odds > 0, "always_positive": np.ones(len(truth), dtype=bool)}
+        found[f"{task.domain}/{task.index}"] = {
+            name: {metric: float(value[0]) for metric, value in score(each.astype(int)[None], truth[None]).items()}
+            for name, each in said.items()
+        }
+    return found
+
+
+def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
+    """Train and test one learner with one seed, unless it is done; writes `head.json` and `head.npz` (or `whole.…`)."""
+    folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
+    if (folder / f"{kind}.json").exists():
+        return
+    bench, minutes = train_piece(config, splits, folder)
+    started = process_time()
+    tested = replace(config, **(WHOLE if run.whole else {"adapt": "head"}))
+    logits = task_logits(bench.learner(tested), bench.reviews["test"], tasks)
+    facts = {
+        "learner": config.learner,
+        "adapts": kind,
+        "seed": config.seed,
+        "review_passes": config.meta_steps * config.passes_per_step(),
+        "minutes": {"training": minutes, "test": (process_time() - started) / 60},
+    }
+    np.savez_compressed(folder / f"{kind}.npz", *logits)
+    write_json(folder / f"{kind}.json", facts)
+    print(f"{folder.name}: {facts['review_passes']} passes, {facts['minutes']}", flush=True)
+
+
+def pieces(run: Run, base: Config) -> list[Config]:
+    """The settings of every piece: the first seed of all learners, then the other seeds."""
+    names = [name for name in (*base.baselines, base.learner) if not run.only or name in run.only]
+    plan = [(name, seed) for seed in range(run.seeds) for name in names
+            if seed < tables.SEEDS[run.setting].get(name, 1)]  # fmt: skip
+    return [replace(base.for_learner(name), seed=seed) for name, seed in plan]
+
+
+def finished(folder: Path) -> list[tuple[dict[str, Any], list[np.ndarray]]]:
+    """Facts and logits of the pieces that are done, by learner and seed."""
+    found = []
+    for file in [*sorted(folder.glob("*/head.json")), *sorted(folder.glob("*/whole.json"))]:
+        with np.load(file.with_suffix(".npz")) as arrays:
+            found.append((read_json(file), [arrays[name] for name in arrays.files]))
+    return found
+
+
+# ---- the original's setting -----------------------------------------------------------------------------------------
+
+
+def run_original(run: Run, base: Config) -> None:
+    """Every learner on the same splits of the three low-resource domains; writes `evaluation.json`."""
+    splits = split_domains(load_reviews(run.data), base.test_domains, 0)
+    episodes = natural_splits(splits.test, splits.test_domains, SPLITS, SUPPORT, QUERY)
+    for config in pieces(run, base):
+        run_piece(run, config, splits, episodes.tasks)
+    done = {facts["learner"]: (facts, logits) for facts, logits in finished(run.runs / run.setting)
+            if facts["adapts"] == "head"}  # fmt: skip
+    order = [name for name in (*base.baselines, base.learner) if name in done]
+    predictions = {"majority": constant_predictions(episodes, lambda task: np.ones(len(task.query), dtype=np.int64))}
+    predictions |= {name: np.stack([each.argmax(-1) for each in done[name][1]]) for name in order}
+    texts = splits.test["text"][:]
+    evaluation = {
+        "episodes": {"count": len(episodes.tasks), "sha256": hash_tasks(episodes.tasks, texts),
+                     "support": SUPPORT, "query": QUERY},
+        "methods": {name: summarise(said, episodes) for name, said in predictions.items()},
+        "paired": all_pairs(predictions, episodes),
+        "cost": {name: done[name][0] for name in order},
+    }  # fmt: skip
+    write_json(ROOT / "results" / run.setting / "evaluation.json", evaluation)
+
+
+def all_pairs(predictions: dict[str, np.ndarray], episodes: Episodes) -> list[dict[str, Any]]:
+    """Each method less each that stands before it in the table."""
+    names = list(predictions)
+    return [pair for place, name in enumerate(names) if place
+            for pair in compare({each: predictions[each] for each in names[: place + 1]}, episodes, name)]  # fmt: skip
+
+
+# ---- ARSC -----------------------------------------------------------------------------------------------------------
+
+
+def smallest_task(base: Config) -> int:
+    """Reviews of each class that a training task must have, so that every learner can draw from it."""
+    configs = [base.for_learner(name) for name in (*base.baselines, base.learner)]
+    return max(config.train_shots + config.query_rows for config in configs)
+
+
+def run_arsc(run: Run, base: Config) -> None:
+    """Every learner on the twelve target tasks; writes `scores.json`."""
+    splits = arsc_splits(load_reviews(run.data), base.test_domains, (), smallest_task(base), LARGEST)
+    tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), positive_odds(splits)
+    for config in pieces(run, base):
+        run_piece(run, config, splits, tasks)
+    done = finished(run.runs / run.setting)
+    found = [{**facts, "tasks": arsc_scores(logits, tasks, labels, odds)} for facts, logits in done]
+    facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}
+    write_json(ROOT / "results" / run.setting / "scores.json", {**facts, "pieces": found})
+
+
+# ---- tuning ---------------------------------------------------------------------------------------------------------
+
+
+def validation_setting(tune: Tune, base: Config) -> tuple[Splits, list[Task]]:
+    """Training domains without the validation domains, and the validation domains' tasks; test domains stay unseen."""
+    reviews = load_reviews(tune.data)
+    if tune.setting == "arsc":
+        splits = arsc_splits(reviews, base.test_domains, VALIDATION, smallest_task(base), LARGEST)
+        return splits, arsc_validation_tasks(splits.validation, DRAWS)
+    splits = split_domains(reviews, base.test_domains, VALIDATION)
+    return splits, natural_splits(splits.validation, splits.validation_domains, SPLITS // 2, SUPPORT, QUERY).tasks
+
+
+def tune_learner(tune: Tune, base: Config) -> None:
+    """Train where the settings ask for it, score every combination; adds lines to the setting's `tuning.json`."""
+    splits, tasks = validation_setting(tune, base)
+    labels, odds = np.asarray(splits.validation["label"][:]), positive_odds(splits)
+    known: Known = {}
+    file = ROOT / "results" / tune.setting / "tuning.json"
+    rows, trained = read_json(file)["rows"] if file.exists() else [], Path()
+    for choice, config in combinations(replace(base.for_learner(tune.learner), baselines=()), parse_grid(tune.grid)):
+        fixed = {"meta_steps": config.meta_steps, **{key: value for key, value in choice.items() if "adapt" not in key}}
+        folder = tune.runs / f"{tune.setting}-tune" / tune.learner / "-".join(f"{k}={v}" for k, v in fixed.items())
+        if folder != trained:
+            (bench, minutes), known, trained = train_piece(config, splits, folder), {}, folder
+        tested = replace(config, adapt="head")
+        logits = task_logits(bench.learner(tested), bench.reviews["validation"], tasks, known)
+        means = mean_scores(arsc_scores(logits, tasks, labels, odds))
+        rows.append({"learner": tune.learner, "settings": choice, "review_passes":
+                     config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
+        print(tune.learner, fixed, choice, means, f"{minutes:.1f} min", flush=True)
+        write_json(file, {"validation_domains": list(splits.validation_domains), "tasks": len(tasks), "rows": rows})
+
+
+def mean_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Unweighted means over the tasks: `plain` and `prior` → metric → fraction."""
+    return {kind: {metric: fmean(task[kind][metric] for task in scores.values()) for metric in
+                   ("accuracy", "balanced_accuracy")} for kind in ("plain", "prior")}  # fmt: skip
+
+
+def main(words: list[str] | None = None) -> None:
+    """Entry point."""
+    asked = tyro.cli(Run | Tune | Tables, args=words)
+    torch.set_num_threads(1)  # so that the numbers are the same everywhere
+    if isinstance(asked, Tables):
+        tables.write(ROOT)
+        return
+    base = replace(read_config(ROOT / "configs" / f"{asked.setting}.yaml"), data=asked.data, model=asked.model)
+    if isinstance(asked, Tune):
+        tune_learner(asked, base)
+    elif asked.setting == "arsc":
+        run_arsc(asked, base)
+    else:
+        run_original(asked, base)
+
+
+if __name__ == "__main__":
+    main()

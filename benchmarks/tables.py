@@ -1,0 +1,333 @@
+"""RESULTS.md and its figures, from the files in results/ alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from metalib import plots, report
+from metalib.config import read_config
+
+Piece = dict[str, Any]  # one learner with one seed, from arsc/scores.json
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+TEMPLATE = Path(__file__).resolve().parent / "results_template.md"
+SEEDS: dict[str, dict[str, int]] = {  # planned; learners that are not named have one
+    "amazon_original": {},
+    "arsc": {"joint": 3, "reptile": 3, "protonet": 3},
+}
+GOAL = {"accuracy": 86, "balanced_accuracy": 80}
+KINDS = {"plain": "as trained", "prior": "with class shares"}
+
+
+def label(method: str) -> str:
+    """A method's name for readers; `reptile*`: all weights adapt at the test."""
+    return plots.label(method.removesuffix("*")) + (", all weights adapt" if method.endswith("*") else "")
+
+
+def fill(method: str) -> Literal["none", "full"]:
+    """Hollow marks where all weights adapt."""
+    return "none" if method.endswith("*") else "full"
+
+
+def read(root: Path, name: str) -> dict[str, Any]:
+    """A file of results/."""
+    content: dict[str, Any] = json.loads((root / "results" / name).read_text(encoding="utf-8"))
+    return content
+
+
+# ---- ARSC ------------------------------------------------------------------------------------------------------------
+
+
+def by_method(scores: dict[str, Any]) -> dict[str, list[Piece]]:
+    """Method → its pieces by seed; the method with the highest mean balanced accuracy last."""
+    methods: dict[str, list[Piece]] = {}
+    for piece in sorted(scores["pieces"], key=lambda piece: piece["seed"]):
+        methods.setdefault(piece["learner"] + "*" * (piece["adapts"] == "whole"), []).append(piece)
+    return dict(sorted(methods.items(), key=lambda item: fmean(mean(piece) for piece in item[1])))
+
+
+def mean(piece: Piece, kind: str = "plain", metric: str = "balanced_accuracy", inside: str = "") -> float:
+    """Unweighted mean over the tasks (those with `inside` in their name), in percent."""
+    return 100 * fmean(task[kind][metric] for name, task in piece["tasks"].items() if inside in name)
+
+
+def spread(values: list[float]) -> str:
+    """`84.0 ± 0.4`: mean and standard deviation over the seeds; the mean alone of one seed."""
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def arsc_table(scores: dict[str, Any]) -> str:
+    """Mean over the twelve tasks; mean and spread over the seeds."""
+    some = scores["pieces"][0]
+    constant = [f"{mean(some, 'always_positive', metric):.1f}" for metric in METRICS]
+    rows = [["always positive", "–", *constant, *constant[:2]]]
+    for name, pieces in by_method(scores).items():
+        plain = [spread([mean(piece, "plain", metric) for piece in pieces]) for metric in METRICS]
+        prior = [spread([mean(piece, "prior", metric) for piece in pieces]) for metric in METRICS[:2]]
+        rows.append([label(name), str(len(pieces)), *plain, *prior])
+    head = ["mean over 12 tasks, %", "seeds", "accuracy", "balanced accuracy", "macro F1",
+            "accuracy, class shares", "balanced accuracy, class shares"]  # fmt: skip
+    return report.table(head, rows)
+
+
+def threshold_table(scores: dict[str, Any]) -> str:
+    """Accuracy and balanced accuracy by threshold, over four domains and all seeds."""
+    thresholds = ("t2", "t4", "t5")
+    constant = [f"{mean(scores['pieces'][0], 'always_positive', 'accuracy', t):.1f} / 50.0" for t in thresholds]
+    rows = [["always positive", *constant]]
+    for name, pieces in by_method(scores).items():
+        cells = [[fmean(mean(piece, "plain", metric, t) for piece in pieces) for metric in METRICS[:2]]
+                 for t in thresholds]  # fmt: skip
+        rows.append([label(name), *(f"{a:.1f} / {b:.1f}" for a, b in cells)])
+    return report.table(["accuracy / balanced accuracy, %", *thresholds], rows)
+
+
+def domain_means(pieces: list[Piece], kind: str, metric: str) -> np.ndarray:
+    """(domains,) mean over a domain's thresholds and all pieces, fractions."""
+    domains = sorted({name.rpartition(".")[0] for name in pieces[0]["tasks"]})
+    return np.asarray([fmean(mean(piece, kind, metric, f"{d}.t") / 100 for piece in pieces) for d in domains])
+
+
+def arsc_difference(a: list[Piece], b: list[Piece], metric: str, kind: str = "plain") -> dict[str, Any]:
+    """a − b over the seeds that both have, as `evaluation.json` has it; the 95% interval is over the target domains.
+
+    Domains are the unit (t with 3 degrees of freedom): the thresholds of one domain are about the same products.
+    """
+    shared = {piece["seed"] for piece in a} & {piece["seed"] for piece in b}
+    both = [[piece for piece in pieces if piece["seed"] in shared] for pieces in (a, b)]
+    gaps = domain_means(both[0], kind, metric) - domain_means(both[1], kind, metric)
+    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+    middle = float(gaps.mean())
+    return {"a": a[0]["learner"], "b": b[0]["learner"], "metric": metric, "difference": middle,
+            "ci95": [middle - float(half), middle + float(half)]}  # fmt: skip
+
+
+def arsc_pairs(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each learner less the baselines, in both scores."""
+    methods = by_method(scores)
+    names = [(a, b) for b in ("finetuned", "joint") for a in methods if a not in ("finetuned", b) and "*" not in a]
+    if {"reptile", "protonet"} <= methods.keys():
+        names.append(("protonet", "reptile"))
+    return [arsc_difference(methods[a], methods[b], metric) for a, b in names if b in methods
+            for metric in METRICS[:2]]  # fmt: skip
+
+
+def arsc_paired_table(scores: dict[str, Any]) -> str:
+    """Paired differences on the same tasks and seeds."""
+    rows, pairs = [], arsc_pairs(scores)
+    for accuracy, balanced in zip(pairs[::2], pairs[1::2], strict=True):
+        cells = [report.percent({"mean": pair["difference"], "ci95": pair["ci95"]}) for pair in (accuracy, balanced)]
+        rows.append([f"{plots.label(balanced['a'])} − {plots.label(balanced['b'])}", *cells, report.verdict(balanced)])
+    head = ["difference in points, 95% interval", "accuracy", "balanced accuracy", "balanced accuracy in words"]
+    return report.table(head, rows)
+
+
+def arsc_cost_table(scores: dict[str, Any]) -> str:
+    """Review passes and minutes of a piece."""
+    rows = []
+    for name, pieces in ((name, pieces) for name, pieces in by_method(scores).items() if not name.endswith("*")):
+        minutes = [[piece["minutes"][part] for piece in pieces if piece["minutes"]] for part in ("training", "test")]
+        rows.append([label(name), f"{pieces[0]['review_passes']:,}",
+                     *(f"{fmean(each):.1f}" if each else "–" for each in minutes)])  # fmt: skip
+    return report.table(["ARSC, a seed", "review passes", "minutes of training", "minutes of testing"], rows)
+
+
+# ---- the original's setting ------------------------------------------------------------------------------------------
+
+
+def original_paired_table(evaluation: dict[str, Any]) -> str:
+    """Paired differences on the same splits, in all three scores."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for pair in evaluation["paired"]:
+        found.setdefault((pair["a"], pair["b"]), {})[pair["metric"]] = pair
+    rows = []
+    for (a, b), pairs in found.items():
+        cells = [report.percent({"mean": pairs[metric]["difference"], "ci95": pairs[metric]["ci95"]})
+                 for metric in METRICS]  # fmt: skip
+        rows.append([f"{plots.label(a)} − {plots.label(b)}", *cells])
+    return report.table(["difference in points, 95% interval", *(each.replace("_", " ") for each in METRICS)], rows)
+
+
+def original_cost_table(evaluation: dict[str, Any]) -> str:
+    """Review passes and minutes of each learner."""
+    rows = [[label(name), f"{facts['review_passes']:,}", *(f"{facts['minutes'][part]:.1f}" for part in
+             ("training", "test"))] for name, facts in evaluation["cost"].items()]  # fmt: skip
+    return report.table(["the original's setting", "review passes", "minutes of training", "minutes of testing"], rows)
+
+
+# ---- what was tried --------------------------------------------------------------------------------------------------
+
+
+def tuning_table(tuning: dict[str, Any]) -> str:
+    """Every setting that was scored on validation domains; best mean of the two scores first, for each learner."""
+    rows = sorted(tuning["rows"], key=lambda row: (row["learner"], -sum(row["plain"].values())))
+    cells = [
+        [plots.label(row["learner"]), f"{row['review_passes']:,}",
+         ", ".join(f"{key}={value}" for key, value in row["settings"].items()),
+         *(f"{100 * row[kind][metric]:.1f}" for kind in KINDS for metric in METRICS[:2])]
+        for row in rows
+    ]  # fmt: skip
+    head = ["learner", "review passes", "settings", "accuracy", "balanced accuracy", "accuracy, class shares",
+            "balanced accuracy, class shares"]  # fmt: skip
+    return report.table(head, cells)
+
+
+def tuning_page(tuning: dict[str, Any], title: str) -> str:
+    """results/SETTING/tuning.md."""
+    return f"""# How the settings of {title} were chosen
+
+{tuning["tasks"]} tasks of the validation domains {", ".join(tuning["validation_domains"])}, which are training domains
+held out for this; no target domain was looked at. Percent, one seed: differences of a point or two say nothing.
+Where a row says `adapt=head`, the inner loop of the training moved the head alone, too.
+
+{tuning_table(tuning)}"""
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def original_figure(evaluation: dict[str, Any]) -> Figure:
+    """Each method's accuracy and balanced accuracy with 95% intervals, and the majority class's."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    methods = {name: entry for name, entry in evaluation["methods"].items() if name != "majority"}
+    for axes, metric in zip(panels, METRICS, strict=False):
+        for place, (name, entry) in enumerate(methods.items()):
+            point = entry["overall"][metric]
+            low, high = (abs(100 * (end - point["mean"])) for end in point["ci95"])
+            axes.errorbar(100 * point["mean"], place, xerr=[[low], [high]], fmt="o", capsize=4,
+                          color=plots.COLOURS[name.removesuffix("*")])  # fmt: skip
+        constant = 100 * evaluation["methods"]["majority"]["overall"][metric]["mean"]
+        axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"majority class: {constant:.1f}")
+        axes.set(xlabel=f"{metric.replace('_', ' ')} [%]")
+        axes.set_yticks(range(len(methods)), [label(name) for name in methods])
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.suptitle("The original's setting: 80 reviews to learn from, 20 to predict; bars: 95% intervals")
+    return figure
+
+
+def arsc_figure(scores: dict[str, Any]) -> Figure:
+    """Balanced accuracy against accuracy, a point a seed, as trained and with class shares; the goal's corner."""
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    for name, pieces in by_method(scores).items():
+        for kind, marker in (("plain", "o"), ("prior", "^")):
+            x, y = ([mean(piece, kind, metric) for piece in pieces] for metric in METRICS[:2])
+            axes.plot(x, y, marker, color=plots.COLOURS[name.removesuffix("*")], fillstyle=fill(name),
+                      label=label(name) if kind == "plain" else None)  # fmt: skip
+    constant = mean(scores["pieces"][0], "always_positive", "accuracy")
+    axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"always positive: {constant:.1f}")
+    draw_goal(axes)
+    axes.set(title="ARSC, mean over twelve tasks: a point for each seed\n"
+             "(circles: as trained; triangles: with the training domains' class shares)",
+             xlabel="accuracy [%]", ylabel="balanced accuracy [%]")  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def draw_goal(axes: Axes) -> None:
+    """The corner in which both goals are met."""
+    axes.plot([GOAL["accuracy"], GOAL["accuracy"], 90], [84, GOAL["balanced_accuracy"], GOAL["balanced_accuracy"]],
+              color="black", linewidth=1, label="goal: above and to the right")  # fmt: skip
+
+
+def write(root: Path) -> None:
+    """Write RESULTS.md, the pages on tuning and the figures."""
+    figures = {"amazon_original": original_figure(read(root, "amazon_original/evaluation.json")),
+               "arsc": arsc_figure(read(root, "arsc/scores.json"))}  # fmt: skip
+    for name, figure in figures.items():
+        figure.savefig(root / "results" / name / "scores.png", dpi=120)
+        plt.close(figure)
+    for file, text in pages(root).items():
+        (root / file).write_text(text, encoding="utf-8")
+
+
+def pages(root: Path) -> dict[str, str]:
+    """File → its text, each made from the JSON files alone."""
+    titles = {"amazon_original": "the original's setting", "arsc": "ARSC"}
+    tuned = {f"results/{name}/tuning.md": tuning_page(read(root, f"{name}/tuning.json"), title)
+             for name, title in titles.items()}  # fmt: skip
+    return {**tuned, "RESULTS.md": results_page(root)}
+
+
+def published_table(published: dict[str, Any]) -> str:
+    """What others report of the same twelve tasks."""
+    return report.table(["reported by others", "mean accuracy, %"], [[*row] for row in published["rows"]])
+
+
+def goal_words(scores: dict[str, Any]) -> str:
+    """Whether a method reaches both goals, and what comes nearest."""
+    found = []
+    for name, pieces in by_method(scores).items():
+        for kind, words in KINDS.items():
+            means = [fmean(mean(piece, kind, metric) for piece in pieces) for metric in METRICS[:2]]
+            found.append((f"{label(name)} {words}", means[0], means[1]))
+    accuracy, balanced = GOAL["accuracy"], GOAL["balanced_accuracy"]
+    start = f"The goal was a mean accuracy of {accuracy} and a balanced accuracy of {balanced}, both at once."
+    reached = [name for name, a, b in found if a >= accuracy and b >= balanced]
+    if reached:
+        return f"{start} Reached by {', '.join(reached)}."
+    tops = [max(found, key=lambda row: row[1]), max(found, key=lambda row: row[2])]
+    said = [f"{name} with {a:.1f} and {b:.1f}" for name, a, b in tops]
+    return f"{start} **It is missed.** Highest in accuracy: {said[0]}. Highest in balanced accuracy: {said[1]}."
+
+
+def missing_words(scores: dict[str, Any], names: Sequence[str]) -> str:
+    """Which planned pieces of ARSC are not there."""
+    done = {(piece["learner"], piece["seed"]) for piece in scores["pieces"]}
+    plan = {name: range(SEEDS["arsc"].get(name, 1)) for name in names}
+    absent = {name: [str(seed) for seed in seeds if (name, seed) not in done] for name, seeds in plan.items()}
+    said = [f"{label(name)} (seed {', '.join(seeds)})" for name, seeds in absent.items() if seeds]
+    return f"Planned on ARSC and not yet run: {'; '.join(said)}." if said else "Everything that was planned is there."
+
+
+def points(pair: dict[str, Any]) -> str:
+    """`2.1 points (−0.5 to 4.7)`: a paired difference with its interval."""
+    low, high = pair["ci95"]
+    return "{:.1f} points ({:.1f} to {:.1f})".format(*(100 * each for each in (pair["difference"], low, high))).replace(
+        "-", "−"
+    )
+
+
+def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
+    """What the text says, by the names it has in the template."""
+    found = {"splits": str(evaluation["episodes"]["count"] // 3)}
+    for name, pieces in by_method(scores).items():
+        for metric in METRICS[:2]:
+            for kind in KINDS:
+                value = fmean(mean(piece, kind, metric) for piece in pieces)
+                found[f"arsc_{name.replace('*', '_whole')}_{metric}_{kind}"] = f"{value:.1f}"
+    for name, entry in evaluation["methods"].items():
+        for metric in METRICS[:2]:
+            found[f"original_{name}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
+    passes = max(piece["review_passes"] for piece in scores["pieces"])
+    found |= {"passes": f"{passes:,}",
+              "original_passes": f"{evaluation['cost']['joint']['review_passes']:,}"}  # fmt: skip
+    found["always_positive"] = f"{mean(scores['pieces'][0], 'always_positive', 'accuracy'):.1f}"
+    for setting, pairs in (("arsc", arsc_pairs(scores)), ("original", evaluation["paired"])):
+        found |= {f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}": points(pair) for pair in pairs}
+    return found
+
+
+def results_page(root: Path) -> str:
+    """RESULTS.md."""
+    scores, evaluation = read(root, "arsc/scores.json"), read(root, "amazon_original/evaluation.json")
+    base = read_config(root / "configs" / "arsc.yaml")
+    fill = {
+        "arsc_table": arsc_table(scores), "threshold_table": threshold_table(scores),
+        "arsc_paired": arsc_paired_table(scores), "arsc_cost": arsc_cost_table(scores),
+        "published": published_table(read(root, "arsc/published.json")), "goal": goal_words(scores),
+        "original_table": report.scores_table(evaluation), "original_paired": original_paired_table(evaluation),
+        "original_domains": report.domains_table(evaluation), "original_cost": original_cost_table(evaluation),
+        "training_tasks": scores["training_tasks"], "training_reviews": f"{scores['training_reviews']:,}",
+        "missing": missing_words(scores, [*base.baselines, base.learner]),
+        "odds": f"{scores['log_odds']:.2f}", **numbers(scores, evaluation),
+    }  # fmt: skip
+    return TEMPLATE.read_text(encoding="utf-8").format(**fill)

@@ -1,0 +1,186 @@
+"""The real results: their protocol on made-up reviews, and RESULTS.md against the committed files."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from metalib.config import Config
+from metalib.inner import InnerLoop, untouched
+from metalib.learners import LEARNERS
+from metalib.models import TokenizedReviews, load_model
+from metalib.reviews import ARSC_FEATURES, FEATURES
+from metalib.tasks import Task
+from metalib.weights import Weights
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import frozen  # noqa: E402
+import protocols  # noqa: E402
+import real  # noqa: E402
+import tables  # noqa: E402
+
+PRODUCTS = ("apparel", "books", "music", "toys")
+
+
+def arsc(products: tuple[str, ...] = PRODUCTS) -> Dataset:
+    """Made-up ARSC: 6 train, 4 dev and 5 test reviews of each task; no train split for music."""
+    sizes = {"train": 6, "dev": 4, "test": 5}
+    rows = [
+        {"text": f"{product} {split} {n}", "label": (n + threshold) % 2, "domain": f"{product}.t{threshold}",
+         "threshold": threshold, "split": split}
+        for product in products for threshold in (2, 4, 5)
+        for split, size in sizes.items() for n in range(size) if (product, split) != ("music", "train")
+    ]  # fmt: skip
+    return Dataset.from_list(rows, features=ARSC_FEATURES)
+
+
+def texts_of(reviews: Dataset, rows: np.ndarray) -> list[str]:
+    return [reviews[int(row)]["text"] for row in rows]
+
+
+def test_arsc_supports_are_the_train_splits_and_queries_the_whole_test_splits() -> None:
+    splits = protocols.arsc_splits(arsc(), ["books", "toys"])
+    tasks = protocols.arsc_tasks(splits.test)
+    assert [task.domain for task in tasks] == [f"{name}.t{t}" for name in ("books", "toys") for t in (2, 4, 5)]
+    for task in tasks:
+        product = task.domain.partition(".")[0]
+        assert texts_of(splits.test, task.support) == [f"{product} train {n}" for n in range(6)]
+        assert texts_of(splits.test, task.query) == [f"{product} test {n}" for n in range(5)]
+        labels = [splits.test[int(row)]["label"] for row in task.query]
+        assert labels == [(n + int(task.domain[-1])) % 2 for n in range(5)]
+
+
+def test_arsc_meta_training_sees_train_splits_of_other_domains_and_no_text_of_a_target() -> None:
+    splits = protocols.arsc_splits(arsc(), ["books", "toys"])
+    seen = {(row["domain"].partition(".")[0], row["split"]) for row in splits.train}
+    assert seen == {("apparel", "train"), ("music", "dev")}
+    target_texts = {row["text"] for row in arsc() if row["domain"].startswith(("books", "toys"))}
+    assert not target_texts & set(splits.train["text"]) and not len(splits.validation)
+
+
+def test_a_training_review_that_is_also_in_a_target_domain_is_dropped_whichever_its_split() -> None:
+    rows = arsc().to_list()
+    for split in ("train", "dev", "test"):
+        rows.append({**rows[0], "text": f"books {split} 0"})
+    splits = protocols.arsc_splits(Dataset.from_list(rows, features=ARSC_FEATURES), ["books"])
+    assert not any(text.startswith("books") for text in splits.train["text"])
+
+
+def test_arsc_validation_domains_are_no_training_domains_and_their_tasks_look_like_the_target_tasks() -> None:
+    splits = protocols.arsc_splits(arsc(), ["books"], ["music", "toys"])
+    assert {row["domain"].partition(".")[0] for row in splits.train} == {"apparel"}
+    tasks = protocols.arsc_validation_tasks(splits.validation, draws=2, shots=2)
+    assert len(tasks) == 2 * 6 and {task.domain[:5] for task in tasks} == {"music", "toys."}
+    for task in tasks:
+        product = task.domain.partition(".")[0]
+        support, query = (texts_of(splits.validation, rows) for rows in (task.support, task.query))
+        assert query == [f"{product} test {n}" for n in range(5)]
+        assert len(set(support)) == 4 and all(" dev " in t if product == "music" else " train " in t for t in support)
+
+
+def test_small_training_tasks_are_left_out() -> None:
+    splits = protocols.arsc_splits(arsc(), ["books"], smallest=3)
+    assert {row["domain"].partition(".")[0] for row in splits.train} == {"apparel", "toys"}  # music has 2 + 2
+
+
+def original(count: int = 100, positive: int = 84) -> Dataset:
+    rows = [{"text": f"{name} {n}", "label": int(n < positive), "domain": name}
+            for name in ("automotive", "office") for n in range(count)]  # fmt: skip
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def test_the_originals_splits_keep_the_class_balance_and_use_every_review_once() -> None:
+    episodes = protocols.natural_splits(original(), ["automotive", "office"], 5, 80, 20)
+    assert [task.domain for task in episodes.tasks[:3]] == ["automotive", "office", "automotive"]
+    labels = np.asarray(original()["label"])
+    for task in episodes.tasks:
+        assert labels[task.support].sum() == 67 and labels[task.query].sum() == 17  # of 84
+        assert len(set(task.support) | set(task.query)) == len(task.support) + len(task.query) == 100
+    assert len({tuple(task.query) for task in episodes.tasks}) == 10
+    assert episodes.overlap == {"automotive": 0.2, "office": 0.2}
+    again = protocols.natural_splits(original(), ["automotive", "office"], 5, 80, 20)
+    assert all((a.query == b.query).all() for a, b in zip(episodes.tasks, again.tasks, strict=True))
+
+
+def test_a_larger_domain_is_cut_to_one_lot_and_a_smaller_one_refused() -> None:
+    episodes = protocols.natural_splits(original(300, 240), ["office"], 6, 80, 20)
+    assert len({int(row) for task in episodes.tasks for row in (*task.support, *task.query)}) == 100
+    with pytest.raises(protocols.BadInput, match=r"'office' has 90 reviews; a split takes 100"):
+        protocols.natural_splits(original(90), ["office"], 2, 80, 20)
+
+
+@pytest.mark.parametrize(("learner", "adapts"), [("joint", "all"), ("joint", "head"), ("protonet", "all")])
+def test_remembered_states_give_what_the_whole_encoder_gives(learner: str, adapts: str) -> None:
+    texts = [f"{'good' if n % 2 else 'bad'} thing " * (n % 5 + 1) for n in range(24)]
+    model, tokenizer = load_model("tiny", texts, ["negative", "positive"], frozen_layers=1)
+    reviews = TokenizedReviews.in_memory(texts, tokenizer, 32, labels=[n % 2 for n in range(24)])
+    task = Task(np.arange(10), np.arange(10, 24), "d", 0)
+    rule = LEARNERS[learner](model, Weights(model), InnerLoop(2, 1e-2, 4), InnerLoop(3, 1e-2, 4, adapts=adapts))
+    with untouched(model, rule.weights):
+        rule.fit(reviews, task.support, (0, 0))
+        plain = rule.logits(reviews, task.query)
+    direction, _ = rule.direction(reviews, task, (0,))
+    lower = frozen.lower_part(model, 1)
+    frozen.skip_layers(model, 1)
+    remembered = frozen.RememberedReviews(reviews, lower, {})
+    (logits,) = real.task_logits(rule, remembered, [task])
+    torch.testing.assert_close(torch.from_numpy(logits), plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rule.direction(remembered, task, (0,))[0], direction, rtol=1e-3, atol=1e-6)
+
+
+def test_the_shift_to_the_training_domains_class_shares_is_the_log_of_their_odds() -> None:
+    logits = [np.asarray([[0.0, -1.0], [0.0, -2.0], [0.0, 1.0]])]
+    scores = real.arsc_scores(logits, [Task(np.arange(0), np.arange(3), "d.t2", 0)], np.asarray([1, 0, 1]), 1.5)
+    (task,) = scores.values()
+    assert task["plain"]["accuracy"] == pytest.approx(2 / 3) and task["plain"]["balanced_accuracy"] == 0.75
+    assert task["prior"]["accuracy"] == 1.0
+    assert task["always_positive"] == {"accuracy": pytest.approx(2 / 3), "balanced_accuracy": 0.5,
+                                       "macro_f1": pytest.approx(0.4)}  # fmt: skip
+
+
+def test_results_md_and_the_tuning_pages_are_what_the_files_in_results_say() -> None:
+    for name, text in tables.pages(ROOT).items():
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run `python benchmarks/real.py tables`"
+    for setting in ("amazon_original", "arsc"):
+        assert (ROOT / "results" / setting / "scores.png").stat().st_size > 10_000
+
+
+def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings_of_the_config() -> None:
+    scores = tables.read(ROOT, "arsc/scores.json")
+    base = real.read_config(ROOT / "configs" / "arsc.yaml")
+    tasks = {f"{product}.t{t}" for product in protocols.ARSC_TARGETS for t in (2, 4, 5)}
+    assert tuple(base.test_domains) == protocols.ARSC_TARGETS
+    for piece in scores["pieces"]:
+        assert {name.rpartition("/")[0] for name in piece["tasks"]} == tasks
+        config = base.for_learner(piece["learner"])
+        assert piece["review_passes"] == config.meta_steps * config.passes_per_step()
+        assert round(tables.mean(piece, "always_positive", "accuracy"), 1) == 78.1  # counted from the published files
+    tuned = tables.read(ROOT, "arsc/tuning.json")["validation_domains"]
+    assert not {domain.rpartition(".t")[0] for domain in tuned} & set(protocols.ARSC_TARGETS)
+
+
+def test_the_committed_run_of_the_originals_setting_has_enough_splits_and_its_majority() -> None:
+    evaluation = tables.read(ROOT, "amazon_original/evaluation.json")
+    assert evaluation["episodes"]["count"] >= 3 * 50
+    assert (evaluation["episodes"]["support"], evaluation["episodes"]["query"]) == (80, 20)
+    majority = evaluation["methods"]["majority"]["overall"]
+    assert round(100 * majority["accuracy"]["mean"], 1) == 83.3 and majority["balanced_accuracy"]["mean"] == 0.5
+    base = real.read_config(ROOT / "configs" / "amazon_original.yaml")
+    for name, facts in evaluation["cost"].items():
+        config = base.for_learner(name)
+        assert facts["review_passes"] == config.meta_steps * config.passes_per_step()
+
+
+def test_every_learner_of_a_setting_sees_as_many_reviews() -> None:
+    for setting in ("arsc", "amazon_original"):
+        base = real.read_config(ROOT / "configs" / f"{setting}.yaml")
+        passes = {name: each.meta_steps * each.passes_per_step() for name in (*base.baselines, base.learner)
+                  for each in [base.for_learner(name)]}  # fmt: skip
+        assert passes.pop("finetuned") == 0
+        assert max(passes.values()) <= 1.02 * min(passes.values())
+        assert isinstance(base, Config) and base.validation_count == 0  # all other domains train
