@@ -194,7 +194,10 @@ def word_table(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Embedd
 
     Else "" and None.
     """
-    table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    try:
+        table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except (AttributeError, NotImplementedError):  # a model that does not say where it has them
+        return "", None
     if type(table) is not nn.Embedding or table.max_norm is not None or table.scale_grad_by_freq:
         return "", None
     users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table.weight]
