@@ -244,22 +244,22 @@ def lines(bench: Workbench, repetitions: int) -> Measured:
         points = []
         for value in values:
             point = {**base, axis: value}
-            times = [seconds(partial(inner_loops, bench, **point)) for _ in range(repetitions + 1)][1:]
+            with stretched(bench.reviews["train"], point["tokens"]):
+                run = partial(inner_loops, bench, point["tasks"], point["shots"], point["steps"])
+                times = [seconds(run) for _ in range(repetitions + 1)][1:]
             points.append({"x": value, "seconds": spread(times)})
         y = [point["seconds"]["median"] for point in points]
         found[axis] = {"points": points, "r2": float(np.corrcoef(values, y)[0, 1] ** 2)}
     return found
 
 
-def inner_loops(bench: Workbench, tasks: int, shots: int, steps: int, tokens: int) -> None:
-    """Directions of some tasks whose reviews are all cut or stretched to so many tokens; more shots, more steps."""
+def inner_loops(bench: Workbench, tasks: int, shots: int, steps: int) -> None:
+    """Directions of some tasks; steps for 10 shots a class, more in proportion where there are more shots."""
     config = replace(bench.config, train_shots=shots, inner_batch=10, inner_steps=steps * shots // 10 or 1,
                      inner_optimizer="sgd", inner_lr=1e-3)  # fmt: skip
-    reviews, learner = bench.reviews["train"], bench.learner(config)
-    sampler = training_tasks(config, bench.splits.train)
-    with stretched(reviews, tokens):
-        for index in range(tasks):
-            bench.weights.give_back(learner.direction(reviews, sampler[index], (0, index))[0])
+    learner, sampler = bench.learner(config), training_tasks(config, bench.splits.train)
+    for index in range(tasks):
+        bench.weights.give_back(learner.direction(bench.reviews["train"], sampler[index], (0, index))[0])
 
 
 @contextmanager
