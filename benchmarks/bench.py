@@ -17,7 +17,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -245,7 +245,7 @@ def lines(bench: Workbench, repetitions: int) -> Measured:
         for value in values:
             point = {**base, axis: value}
             with stretched(bench.reviews["train"], point["tokens"]):
-                run = partial(inner_loops, bench, point["tasks"], point["shots"], point["steps"])
+                run = inner_loops(bench, point["tasks"], point["shots"], point["steps"])
                 times = [seconds(run) for _ in range(repetitions + 1)][1:]
             points.append({"x": value, "seconds": spread(times)})
         y = [point["seconds"]["median"] for point in points]
@@ -253,13 +253,17 @@ def lines(bench: Workbench, repetitions: int) -> Measured:
     return found
 
 
-def inner_loops(bench: Workbench, tasks: int, shots: int, steps: int) -> None:
-    """Directions of some tasks; steps for 10 shots a class, more in proportion where there are more shots."""
+def inner_loops(bench: Workbench, tasks: int, shots: int, steps: int) -> Callable[[], None]:
+    """The directions of some tasks; steps for 10 shots a class, more in proportion where there are more shots."""
     config = replace(bench.config, train_shots=shots, inner_batch=10, inner_steps=steps * shots // 10 or 1,
                      inner_optimizer="sgd", inner_lr=1e-3)  # fmt: skip
     learner, sampler = bench.learner(config), training_tasks(config, bench.splits.train)
-    for index in range(tasks):
-        bench.weights.give_back(learner.direction(bench.reviews["train"], sampler[index], (0, index))[0])
+
+    def run() -> None:
+        for index in range(tasks):
+            bench.weights.give_back(learner.direction(bench.reviews["train"], sampler[index], (0, index))[0])
+
+    return run
 
 
 @contextmanager
