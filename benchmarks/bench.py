@@ -36,13 +36,21 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 from teaching import peak_memory
 
 from metalib.checkpoint import write_atomically
-from metalib.config import Config
-from metalib.evaluation import Episodes, predict_episodes, score
+from metalib.config import Config, read_config
 from metalib.fast import Moving
 from metalib.inner import minibatches, untouched
 from metalib.runs import load_splits
 from metalib.tasks import Task, TaskSampler
-from metalib.training import OuterStep, Workbench, annealed, prepare, sum_directions, training_tasks
+from metalib.training import (
+    OuterStep,
+    Workbench,
+    annealed,
+    prepare,
+    sum_directions,
+    training_tasks,
+    validate,
+    validation_episodes,
+)
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4  # of ‖direction of metalib − direction of the plain way‖ / ‖direction‖
@@ -313,22 +321,19 @@ def imports() -> Measured:
     return {what: spread([run(what) for _ in range(5)]) for what in ("import metalib", "from metalib import adapt")}
 
 
-def validated(bench: Workbench, learner: Any, episodes: Episodes) -> float:
-    """Mean balanced accuracy on validation episodes; leaves no trace."""
-    steps = learner.adaptation_loop.steps
-    predictions = predict_episodes(learner, bench.reviews["validation"], episodes, [steps])[:, 0]
-    return float(score(predictions, episodes.labels)["balanced_accuracy"].mean())
-
-
 def train_until(bench: Workbench, config: Config, every: int, goal: float | None, limit: int) -> list[Measured]:
     """Meta-train, validating now and then; the seconds do not count the validation. Stops at `goal` or at `limit`."""
     learner = bench.learner(config)
     bench.weights.restore(bench.theta_0)
     sampler = training_tasks(config, bench.splits.train)
     outer = OuterStep(bench.weights, learner.outer)
-    held = TaskSampler(bench.splits.validation, config.shots, config.queries, 0, in_turn=True)
-    episodes = Episodes.draw(held, config.validation_episodes)
-    curve, spent = [{"seconds": 0.0, "meta_steps": 0, "score": validated(bench, learner, episodes)}], 0.0
+    episodes, curve, spent = validation_episodes(bench), [], 0.0
+
+    def look(meta_steps: int) -> None:
+        score = validate(bench, learner, episodes, meta_steps)["after"]["mean"]
+        curve.append({"seconds": spent, "meta_steps": meta_steps, "score": score})
+
+    look(0)
     for step in range(limit):
         start = time.perf_counter()
         direction, _ = sum_directions(learner, bench.reviews["train"], sampler, config.meta_batch, step,
@@ -336,7 +341,7 @@ def train_until(bench: Workbench, config: Config, every: int, goal: float | None
         outer(direction, annealed(config, outer.kind, step))
         spent += time.perf_counter() - start
         if (step + 1) % every == 0 or step + 1 == limit:
-            curve.append({"seconds": spent, "meta_steps": step + 1, "score": validated(bench, learner, episodes)})
+            look(step + 1)
             print(config.learner, curve[-1], flush=True)
             if goal is not None and curve[-1]["score"] >= goal:
                 break
@@ -356,8 +361,7 @@ def to_plain_score(data: str, model: str, tasks: int) -> Measured:
         print("plain", step + 1, f"{spent:.0f} s", flush=True)
     for name, parameter in pair.plain.model.named_parameters():
         full.weights.flat[full.weights.slices[name]] = parameter.detach().flatten()
-    held = TaskSampler(full.splits.validation, 5, full.config.queries, 0, in_turn=True)
-    goal = validated(full, full.learner(full.config), Episodes.draw(held, 15))
+    goal = validate(full, full.learner(full.config), validation_episodes(full), tasks)["after"]["mean"]
     short = bench_of(data, model, 64, validation_episodes=15, adapt_steps=5, adapt_lr=3e-4, frozen_layers=3)
     config = replace(short.config, train_shots=20, inner_steps=5, inner_batch=10, inner_lr=3e-4, meta_batch=1,
                      epsilon=1.0, epsilon_final=1.0)  # fmt: skip
@@ -381,8 +385,6 @@ def to_ninety(bench: Workbench) -> Measured:
 
 def world_bench() -> Workbench:
     """The tiny model on the generated world, with the settings of configs/world.yaml."""
-    from metalib.config import read_config
-
     config = replace(read_config(HERE.parent / "configs" / "world.yaml"), validation_episodes=30)
     return prepare(config, load_splits(config), Accelerator(cpu=True))
 

@@ -19,9 +19,9 @@ SAME_THETA = {
 PAGE = """# What metalib costs
 
 Made by `make bench`; all figures stand in [results.json](results.json). Medians, with least and most of the
-repetitions. The *plain way* ([plain.py](plain.py)) is Reptile as most people write it: for every task filter, shuffle
-and tokenise, pad, `deepcopy`, a new optimiser, a `DataLoader`, the query set scored after every inner epoch,
-differences summed parameter by parameter.
+repetitions; *goal* is what was set before anything was measured. The *plain way* ([plain.py](plain.py)) is Reptile as
+most people write it: for every task filter, shuffle and tokenise, pad, `deepcopy`, a new optimiser, a `DataLoader`, the
+query set scored after every inner epoch, differences summed parameter by parameter.
 
 Machine: {cpu}, {cores} cores; {threads} threads for MiniLM-L6, one for the tiny model; Python {python}, torch {torch},
 transformers {transformers}.
@@ -126,7 +126,7 @@ def draw_lines(results: dict[str, Any], path: Path) -> None:
             place.plot(x, y, "o-", color="#0072B2")
             place.fill_between(x, low, high, alpha=0.2, color="#0072B2")
             place.set(xlabel=label, ylabel="seconds", xlim=(0, None), ylim=(0, None), title=NAMES[kind])
-    figure.suptitle("What an inner loop costs grows in straight lines (medians, with least and most)")
+    figure.suptitle("What inner loops cost against tasks, shots, steps and length: medians, with least and most")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

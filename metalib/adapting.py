@@ -84,8 +84,9 @@ def adapt(
     for setting, number, least in (("shots", shots, 1), ("seed", seed, 0)):
         if number is not None and not least <= number < 2**32:
             raise BadInput(f"{setting}={number} — give a whole number from {least} on")
-    config = with_steps(read_run(run), adapt_steps, adapt_lr)
-    theta = final_theta(run, read_run(run), config.learner)
+    settings = read_run(run)
+    config = with_steps(settings, adapt_steps, adapt_lr)
+    theta = final_theta(run, settings, config.learner)
     examples = data if isinstance(data, Dataset) else load_examples(data, text_column, label_column)
     check_counts(examples, shots, name)
     start = open_run(run, theta, examples.features["label"].names, seed, config)
@@ -143,7 +144,7 @@ def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int,
     With a new head where they are not those of the meta-training.
     """
     known = label_names(folder / "model")
-    model, tokenizer = load_trained(folder, read_run(folder), known, theta)
+    model, tokenizer = load_trained(folder, config, known, theta)
     order = order_of(names, known)
     if order is None:
         new_head(model, len(names), seed)

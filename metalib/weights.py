@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Weights:
@@ -29,7 +30,7 @@ class Weights:
         size = sum(parameter.numel() for parameter in named.values())
         self.flat = torch.empty(size, dtype=first.dtype, device=first.device)
         self.grad = torch.zeros_like(self.flat)
-        self._lent: set[int] = set()  # addresses of the vectors given out
+        self._lent = WeakIdKeyDictionary()  # the vectors given out, as long as somebody has them
         self._spare: list[torch.Tensor] = []
         self.slices: dict[str, slice] = {}
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
@@ -59,13 +60,12 @@ class Weights:
     def vector(self) -> torch.Tensor:
         """A vector (P,) to be written into: a used one where there is one, as fresh memory is several times slower."""
         vector = self._spare.pop() if self._spare else torch.empty_like(self.flat)
-        self._lent.add(vector.data_ptr())
+        self._lent[vector] = True
         return vector
 
     def give_back(self, vector: torch.Tensor) -> None:
         """Let a vector from `vector()` be used again; any other tensor is left alone."""
-        if vector.data_ptr() in self._lent:
-            self._lent.discard(vector.data_ptr())
+        if self._lent.pop(vector, False):
             self._spare.append(vector)
 
     def views(self, point: torch.Tensor) -> dict[str, torch.Tensor]:

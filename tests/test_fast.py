@@ -218,3 +218,11 @@ def test_a_checkpoint_is_packed_and_the_tiny_model_is_not(bench, tmp_path):
     bench.tokenizer.save_pretrained(tmp_path)
     model, _ = load_model(str(tmp_path), [], ["negative", "positive"], max_length=bench.config.max_length)
     assert model.config._attn_implementation == fast.PACKED
+
+
+def test_a_vector_that_nobody_has_any_more_is_forgotten():
+    weights = Weights(torch.nn.Linear(3, 4))
+    for _ in range(3):
+        weights.vector()  # thrown away: another tensor may soon stand at its address
+    weights.give_back(torch.zeros(len(weights)))
+    assert not weights._spare and not len(weights._lent)
