@@ -18,8 +18,9 @@ from frozen import Known, RememberedReviews, above_encoder, lower_part, moves_en
 from protocols import arsc_splits, arsc_tasks, arsc_validation_tasks, natural_splits
 
 from metalib.config import Config, read_config
+from metalib.errors import MetalibError
 from metalib.evaluation import Episodes, compare, constant_predictions, score, summarise
-from metalib.folders import read_json, write_json
+from metalib.folders import read_json, refuse_other_settings, start_folder, write_json
 from metalib.inner import untouched
 from metalib.learners import Learner
 from metalib.models import TokenizedReviews
@@ -136,8 +137,15 @@ def arsc_scores(logits: list[np.ndarray], tasks: list[Task], labels: np.ndarray,
 
 
 def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
-    """Train and test one learner with one seed, unless it is done; writes `head.json` and `head.npz` (or `whole.…`)."""
+    """Train and test one learner with one seed, unless it is done; writes `head.json` and `head.npz` (or `whole.…`).
+
+    Raises:
+        BadInput: the piece's folder was started with other settings.
+    """
     folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
+    settings = replace(config, baselines=())
+    refuse_other_settings(folder, settings)
+    start_folder(folder, settings)
     if (folder / f"{kind}.json").exists():
         return
     bench, minutes = train_piece(config, splits, folder)
@@ -274,12 +282,15 @@ def main(words: list[str] | None = None) -> None:
         tables.write(ROOT)
         return
     base = replace(read_config(ROOT / "configs" / f"{asked.setting}.yaml"), data=asked.data, model=asked.model)
-    if isinstance(asked, Tune):
-        tune_learner(asked, base)
-    elif asked.setting == "arsc":
-        run_arsc(asked, base)
-    else:
-        run_original(asked, base)
+    try:
+        if isinstance(asked, Tune):
+            tune_learner(asked, base)
+        elif asked.setting == "arsc":
+            run_arsc(asked, base)
+        else:
+            run_original(asked, base)
+    except MetalibError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -319,8 +319,10 @@ def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str
 def results_page(root: Path) -> str:
     """RESULTS.md."""
     scores, evaluation = read(root, "arsc/scores.json"), read(root, "amazon_original/evaluation.json")
-    base = read_config(root / "configs" / "arsc.yaml")
+    base, first = (read_config(root / "configs" / f"{name}.yaml") for name in ("arsc", "amazon_original"))
     fill = {
+        "length": base.max_length, "frozen": base.frozen_layers,
+        "original_length": first.max_length, "original_frozen": first.frozen_layers,
         "arsc_table": arsc_table(scores), "threshold_table": threshold_table(scores),
         "arsc_paired": arsc_paired_table(scores), "arsc_cost": arsc_cost_table(scores),
         "published": published_table(read(root, "arsc/published.json")), "goal": goal_words(scores),

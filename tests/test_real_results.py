@@ -1,6 +1,7 @@
 """The real results: their protocol on made-up reviews, and RESULTS.md against the committed files."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,18 @@ def test_remembered_states_give_what_the_whole_encoder_gives(learner: str, adapt
     (logits,) = real.task_logits(rule, remembered, [task])
     torch.testing.assert_close(torch.from_numpy(logits), plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rule.direction(remembered, task, (0,))[0], direction, rtol=1e-3, atol=1e-6)
+
+
+def test_a_piece_that_was_started_with_other_settings_is_refused_not_taken_for_the_new_one(tmp_path: Path) -> None:
+    run = real.Run("arsc", "", "", runs=tmp_path)
+    base = real.read_config(ROOT / "configs" / "arsc.yaml").for_learner("joint")
+    folder = tmp_path / "arsc" / "joint-0"
+    real.start_folder(folder, replace(base, baselines=(), max_length=7))
+    (folder / "head.json").write_text("{}")
+    splits = protocols.arsc_splits(arsc(), ["books"])
+    with pytest.raises(protocols.BadInput, match=r"joint-0' was started with max_length=7, not"):
+        real.run_piece(run, base, splits, [])
+    real.run_piece(run, replace(base, max_length=7), splits, [])  # as it was: it is done, and nothing is trained
 
 
 def test_the_shift_to_the_training_domains_class_shares_is_the_log_of_their_odds() -> None:
