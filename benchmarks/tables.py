@@ -185,6 +185,7 @@ def tuning_page(tuning: dict[str, Any], title: str) -> str:
 
 {tuning["tasks"]} tasks of the validation domains {", ".join(tuning["validation_domains"])}, which are training domains
 held out for this; no target domain was looked at. Percent, one seed: differences of a point or two say nothing.
+Where a row names no `max_length`: 64 tokens, four frozen layers.
 Where a row says `adapt=head`, the inner loop of the training moved the head alone, too.
 
 {tuning_table(tuning)}"""
