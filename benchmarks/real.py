@@ -145,9 +145,9 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
     folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
     settings = replace(config, baselines=())
     refuse_other_settings(folder, settings)
-    start_folder(folder, settings)
     if (folder / f"{kind}.json").exists():
         return
+    start_folder(folder, settings)
     bench, minutes = train_piece(config, splits, folder)
     started = process_time()
     tested = replace(config, **(WHOLE if run.whole else {"adapt": "head"}))
