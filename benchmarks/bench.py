@@ -287,8 +287,8 @@ def stretched(reviews: Any, tokens: int) -> Iterator[None]:
 def memory(bench: Workbench, tasks: int) -> Measured:
     """Peak memory of one meta-step over some tasks (10 reviews of at most 64 tokens a minibatch).
 
-    Counted beside the model and one minibatch's activations, in vectors of the size of θ. Two were made before: the
-    gradient, and the weights from which all learners of a run start.
+    Counted beside the model and one minibatch's activations, in vectors of the size of θ. One was made before: the
+    gradient.
     """
     config = replace(bench.config, train_shots=10, inner_steps=2, inner_batch=10, meta_batch=tasks)
     sampler, reviews = training_tasks(config, bench.splits.train), bench.reviews["train"]
@@ -307,7 +307,7 @@ def memory(bench: Workbench, tasks: int) -> Measured:
     peak, size = peak_memory(meta_step), 4 * len(bench.weights)
     bench.weights.restore(bench.theta_0)
     return {"tasks": tasks, "theta_mib": size / 2**20, "minibatch_mib": minibatch / 2**20, "peak_mib": peak / 2**20,
-            "in_parameters": (peak - minibatch) / size + 2}  # fmt: skip
+            "in_parameters": (peak - minibatch) / size + 1}  # fmt: skip
 
 
 def imports() -> Measured:

@@ -44,7 +44,12 @@ class InnerLoop:
         """A new optimiser over leaves such as `weights.leaf()`."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(leaves, lr=self.lr)
-        return torch.optim.Adam(leaves, lr=self.lr, betas=(0.0, 0.999), fused=leaves[0].device.type != "mps")
+        fused = leaves[0].device.type != "mps"
+        adam = torch.optim.Adam(leaves, lr=self.lr, betas=(0.0, 0.999), fused=fused)
+        for leaf in leaves:  # with β₁ = 0 the mean of the gradients is the gradient: no memory of its own
+            step = torch.zeros((), device=leaf.device if fused else "cpu")
+            adam.state[leaf] = {"step": step, "exp_avg": leaf.grad, "exp_avg_sq": torch.zeros_like(leaf)}
+        return adam
 
     def lr_at(self, step: int) -> float:
         """Inner learning rate of step 0, 1, …, steps − 1."""
@@ -144,10 +149,11 @@ def only(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: PreTrainedModel, weights: Weights) -> Iterator[torch.Tensor]:
+def untouched(model: PreTrainedModel, weights: Weights, displacement: bool = False) -> Iterator[torch.Tensor]:
     """Whatever is done inside leaves no trace: weights, buffers, mode and random state are put back.
 
-    Yields θ (P,), the point to which the weights will return; copy it to keep it.
+    Yields θ (P,), the point to which the weights will return; copy it to keep it. With `displacement` the same vector
+    holds φ − θ afterwards, how far the weights had moved, and is the caller's (`weights.give_back`).
     """
     theta = weights.vector().copy_(weights.flat)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -157,8 +163,11 @@ def untouched(model: PreTrainedModel, weights: Weights) -> Iterator[torch.Tensor
         with torch.random.fork_rng(devices=cuda):
             yield theta
     finally:
-        weights.restore(theta)
-        weights.give_back(theta)
+        if displacement:
+            weights.exchange(theta)
+        else:
+            weights.restore(theta)
+            weights.give_back(theta)
         weights.grad.zero_()
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
 
@@ -27,10 +28,9 @@ from metalib.parts import add_lora
 from metalib.processes import anywhere, from_main, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_tasks
-from metalib.weights import Weights
+from metalib.weights import CHUNK, Weights
 
 log = logging.getLogger("metalib")
-CHUNK = 2**20  # numbers that are turned into float64 at a time
 
 
 @dataclass
@@ -38,7 +38,6 @@ class Workbench:
     """What a run works with, made once and shared by its learners.
 
     Attributes:
-        theta_0: (P,) the weights before any training; every learner of the run starts there.
         reviews: `train`, `validation`, `test` → their tokenised reviews.
     """
 
@@ -48,8 +47,18 @@ class Workbench:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
-    theta_0: torch.Tensor
     reviews: dict[str, TokenizedReviews]
+
+    def __post_init__(self) -> None:
+        self._start = TemporaryFile()  # noqa: SIM115 — it goes with the workbench
+        torch.save(self.weights.flat, self._start)
+
+    @property
+    def theta_0(self) -> torch.Tensor:
+        """(P,) the weights before any training, where every learner of the run starts; read from a file at each use."""
+        self._start.seek(0)
+        theta: torch.Tensor = torch.load(self._start, map_location=self.weights.flat.device)
+        return theta
 
     def learner(self, config: Config) -> Learner:
         """The learner that a config names, on this model."""
@@ -71,7 +80,7 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
     if accelerator.mixed_precision != "no":  # Accelerate's autocast around forward(); without DistributedDataParallel
         model = accelerator.prepare_model(model, evaluation_mode=True)
     weights = Weights(model)
-    return Workbench(config, accelerator, splits, model, tokenizer, weights, weights.snapshot(), reviews)
+    return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
 
 
 def extend_model(model: PreTrainedModel, config: Config) -> None:
@@ -143,7 +152,8 @@ def sum_directions(
     for place in range(accelerator.process_index, meta_batch, accelerator.num_processes):
         task = sampler[step * meta_batch + place]
         direction, met = learner.direction(reviews, task, (sampler.seed, task.index))
-        total[:size] += direction
+        for part, more in zip(total[:size].split(CHUNK), direction.split(CHUNK), strict=True):
+            part += more  # in pieces: a float64 copy of the whole would be twice θ
         learner.weights.give_back(direction)
         losses[place, 0] = met[0]
         losses[place, 1] = met[-1] + 0 * met.sum()  # 0, or not finite where any loss on the way was not

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+CHUNK = 2**20  # numbers that are worked on at a time, where a copy of all would cost memory
+
 
 class Weights:
     """The trainable parameters of some modules as one flat vector.
@@ -53,9 +55,12 @@ class Weights:
         """Put the weights back to `point` (P,)."""
         self.flat.copy_(point)
 
-    def since(self, point: torch.Tensor) -> torch.Tensor:
-        """The displacement (P,) from `point` (P,) to where the weights are now."""
-        return torch.sub(self.flat, point, out=self.vector())
+    def exchange(self, point: torch.Tensor) -> None:
+        """Put the weights back to `point` (P,), in whose place the displacement from there to here is left."""
+        for here, there in zip(self.flat.split(CHUNK), point.split(CHUNK), strict=True):
+            before = there.clone()
+            torch.sub(here, before, out=there)
+            here.copy_(before)
 
     def vector(self) -> torch.Tensor:
         """A vector (P,) to be written into: a used one where there is one, as fresh memory is several times slower."""

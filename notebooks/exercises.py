@@ -741,7 +741,7 @@ def small_bench(name: str) -> Workbench:
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     reviews = {part: TokenizedReviews(rows, tokenizer, config.max_length) for part, rows in parts.items()}
     weights = Weights(model)
-    return Workbench(config, Accelerator(cpu=True), splits, model, tokenizer, weights, weights.snapshot(), reviews)
+    return Workbench(config, Accelerator(cpu=True), splits, model, tokenizer, weights, reviews)
 
 
 def a_test_task(bench: Workbench) -> Any:

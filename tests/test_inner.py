@@ -40,6 +40,20 @@ def test_the_learning_rate_fits_the_number_of_steps(bench, schedule, expected):
     assert used == pytest.approx(expected, rel=1e-12)
 
 
+def test_adam_whose_first_moment_is_the_gradient_itself_takes_the_steps_of_torchs_adam_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (nn.Parameter(torch.ones(1001)) for _ in range(2))
+    one.grad, other.grad = torch.zeros(1001), torch.zeros(1001)
+    ours, theirs = LOOP.make_optimizer([one]), torch.optim.Adam([other], lr=LOOP.lr, betas=(0.0, 0.999), fused=True)
+    for step in range(12):
+        gradient = torch.randn(1001, generator=generator) * 10.0 ** (step % 5 - 3)
+        for leaf, optimizer in ((one, ours), (other, theirs)):
+            optimizer.zero_grad(set_to_none=False)
+            leaf.grad += gradient
+            optimizer.step()
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("was_training", [False, True])
 def test_dropout_is_on_or_off_in_every_step_whatever_happens_in_between(bench, dropout, was_training):

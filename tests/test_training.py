@@ -1,20 +1,27 @@
 """Law 3 and 5 in the outer loop: its equation, its metrics, killed and resumed, and losses that are not finite."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config
 from metalib.errors import NotFinite
 from metalib.inner import adapt, untouched
-from metalib.learners import Learner
+from metalib.learners import Learner, Reptile
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.training import annealed, check_finite, meta_train, sum_directions
+from metalib.weights import Weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
+
+from teaching import peak_memory
 
 
 class Killed(BaseException):
@@ -46,6 +53,30 @@ def test_epsilon_1_with_one_task_gives_phi(bench, config, tmp_path):
     theta = train(bench, whole, tmp_path)
     assert (phi - bench.theta_0).abs().max() > 1e-3
     torch.testing.assert_close(theta, phi, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("tasks", [1, 5])
+def test_a_meta_step_takes_three_vectors_beside_its_inner_loops_however_many_tasks(bench, config, monkeypatch, tasks):
+    """θ, which becomes the displacement, and their sum in float64."""
+    monkeypatch.setattr("metalib.weights.CHUNK", 1000)
+    monkeypatch.setattr("metalib.training.CHUNK", 1000)
+    layer = nn.Linear(1000, 300)
+    weights = Weights(layer)
+    learner = Reptile(layer, weights, config.training_loop(), config.adaptation_loop())
+    sampler = TaskSampler(bench.splits.train, config.train_shots, 0)
+
+    def move(*_: object) -> torch.Tensor:
+        weights.flat += 1
+        return torch.ones(1)
+
+    monkeypatch.setattr("metalib.learners.gradient.adapt", move)
+
+    found = []
+    peak = peak_memory(lambda: found.extend(
+        sum_directions(learner, bench.reviews["train"], sampler, tasks, 0, bench.accelerator)
+    ))  # fmt: skip
+    assert (found[0] - 1).abs().max() < 1e-6
+    assert 3 * weights.flat.nbytes <= peak < 3.1 * weights.flat.nbytes
 
 
 def test_the_outer_update_is_the_papers_computed_by_hand(bench, config, tmp_path):

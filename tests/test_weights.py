@@ -53,6 +53,16 @@ def test_a_snapshot_stays_where_it_was_taken_and_restore_leads_back_there():
     assert before[0] == weights.flat[0] - 1  # `before` did not become the vector itself
 
 
+def test_an_exchange_leads_back_and_leaves_the_displacement(monkeypatch):
+    monkeypatch.setattr("metalib.weights.CHUNK", 7)
+    weights = Weights(network())
+    theta = weights.snapshot()
+    point = weights.vector().copy_(theta)
+    phi = weights.flat.add_(torch.linspace(-1, 1, len(weights))).clone()
+    weights.exchange(point)
+    assert torch.equal(weights.flat, theta) and torch.equal(point, phi - theta)
+
+
 def test_slices_cover_the_vector_exactly_and_hold_the_parameters():
     model = network()
     weights = Weights(model)

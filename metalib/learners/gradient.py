@@ -29,9 +29,9 @@ class Reptile(Learner):
     outer = "sgd"
 
     def direction(self, reviews: TokenizedReviews, task: Task, seed: tuple[int, ...]) -> Direction:
-        with untouched(self.model, self.weights) as theta:
+        with untouched(self.model, self.weights, displacement=True) as moved:
             losses = adapt(self.model, self.weights, reviews, task.support, self.training_loop, seed)
-            return self.weights.since(theta), losses
+        return moved, losses
 
 
 class FOMAML(Learner):
