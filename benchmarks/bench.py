@@ -15,9 +15,11 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -136,6 +138,49 @@ def same_theta(bench: Workbench, repetitions: int, padding: str, shots: int = 10
     pair = Pair(bench, shots, queries, batch, steps, padding)
     pair.direction(pair.sampler[99])  # the first call is slower
     return pair.compare(repetitions)
+
+
+WORKER: list[Pair] = []  # of a worker's process
+
+
+def start_worker() -> None:
+    """In a process of its own: the tiny model and its tasks, on one thread."""
+    torch.set_num_threads(1)
+    WORKER.append(Pair(world_bench(), 10, 10, 10, 5, "longest"))
+    WORKER[0].direction(WORKER[0].sampler[99])
+
+
+def work(index: int) -> float:
+    """Length of one task's direction, in a worker."""
+    direction = WORKER[0].direction(WORKER[0].sampler[index])
+    WORKER[0].bench.weights.give_back(direction)
+    return float(direction.norm())
+
+
+def in_processes(bench: Workbench, repetitions: int, tasks: int = 24) -> Measured:
+    """The tiny model on all cores: metalib with a task on each, one process a core, and the plain way as it is.
+
+    The plain way is one process; it gets one thread or all of them, whichever is faster.
+    """
+    cores = os.cpu_count() or 1
+    pair, times = Pair(bench, 10, 10, 10, 5, "longest"), {"plain": [], "metalib": []}
+    found = pair.compare(3)
+    lengths = [float(pair.direction(pair.sampler[index]).norm()) for index in range(tasks)]
+    with ProcessPoolExecutor(cores, get_context("spawn"), start_worker) as workers:
+        list(workers.map(work, range(tasks)))  # until all have started
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            same = list(workers.map(work, range(tasks)))
+            times["metalib"].append((time.perf_counter() - start) / tasks)
+            np.testing.assert_allclose(same, lengths, rtol=1e-5)
+            lots = []
+            for threads in {1, cores}:
+                torch.set_num_threads(threads)
+                lots.append(seconds(lambda: [pair.plain_direction(pair.sampler[i]) for i in range(tasks)]) / tasks)
+            times["plain"].append(min(lots))
+    ratios = [p / m for p, m in zip(times["plain"], times["metalib"], strict=True)]
+    return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]), "threads": cores,
+            "ratio": spread(ratios), "difference": found["difference"]}  # fmt: skip
 
 
 def flops_of(bench: Workbench, rows: np.ndarray) -> int:
@@ -406,6 +451,7 @@ def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
         "import": imports,
         "sampling": lambda: sampling(tiny()),
         "tiny_longest": lambda: same_theta(tiny(), 15, "longest"),
+        "tiny_processes": lambda: in_processes(tiny(), 5),
         "tiny_padded": lambda: same_theta(tiny(), 5, "max_length"),
         "tiny_shares": lambda: shares(tiny(), 15),
         "tiny_lines": lambda: lines(tiny(), 5),

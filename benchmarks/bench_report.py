@@ -15,6 +15,7 @@ SAME_THETA = {
     "minilm_longest": ("MiniLM-L6, 10 + 10 support, 5 steps of 10; plain way padded to its longest", "≥ 1.5"),
     "tiny_padded": ("tiny, 10 + 10 support, 5 steps of 10; plain way padded to 128", ""),
     "tiny_longest": ("tiny, 10 + 10 support, 5 steps of 10; plain way padded to its longest", "≥ 3"),
+    "tiny_processes": ("the same with both cores: metalib in one process a core, the plain way in one process", ""),
 }
 PAGE = """# What metalib costs
 

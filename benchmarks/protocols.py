@@ -1,6 +1,5 @@
 """The two published settings as lists of tasks: the original's three low-resource domains, and ARSC's twelve tasks."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,8 +53,7 @@ def natural_splits(
 
 
 def arsc_splits(
-    reviews: Dataset, targets: Sequence[str] = ARSC_TARGETS, held_out: Sequence[str] = (), smallest: int = 1,
-    largest: int | None = None,
+    reviews: Dataset, targets: Sequence[str] = ARSC_TARGETS, held_out: Sequence[str] = (), smallest: int = 1
 ) -> Splits:  # fmt: skip
     """ARSC's reviews for its protocol: `train` and `validation` of non-target domains, `test` of the target tasks.
 
@@ -65,7 +63,6 @@ def arsc_splits(
     Args:
         held_out: non-target products for validation, with all their splits as published.
         smallest: a training task with fewer reviews of a class is left out.
-        largest: at most so many reviews of a training task, drawn by the hash of their texts.
     """
     splits = split_domains(reviews, targets, held_out or 0)
     domains, names = np.asarray(reviews["domain"][:]), np.asarray(reviews["split"][:])
@@ -73,22 +70,12 @@ def arsc_splits(
     validation = np.isin(domains, splits.validation_domains)
     allowed = np.where([_product(domain) in ARSC_DEV_ONLY for domain in splits.train["domain"]], "dev", "train")
     training = splits.train.select(np.flatnonzero(np.asarray(splits.train["split"][:]) == allowed))
-    if largest is not None:
-        training = training.select(_drawn(training, largest))
     return Splits(training.select(_large_enough(training, smallest)), reviews.select(np.flatnonzero(validation)),
                   reviews.select(np.flatnonzero(target_rows)))  # fmt: skip
 
 
 def _product(domain: str) -> str:
     return domain.rpartition(".t")[0]
-
-
-def _drawn(reviews: Dataset, count: int) -> np.ndarray:
-    """The rows of at most `count` texts of each domain, those with the smallest hash: a draw by the text alone."""
-    hashes = np.asarray([hashlib.sha256(text.encode()).hexdigest() for text in reviews["text"]])
-    domains = np.asarray(reviews["domain"][:])
-    lots = [np.flatnonzero(domains == domain) for domain in sorted(set(domains.tolist()))]
-    return np.sort(np.concatenate([rows[np.argsort(hashes[rows])[:count]] for rows in lots]))
 
 
 def _large_enough(reviews: Dataset, smallest: int) -> np.ndarray:
@@ -122,3 +109,26 @@ def arsc_validation_tasks(validation: Dataset, draws: int, shots: int = 5, seed:
             support = [generator.choice(rows, shots, replace=False) for rows in class_rows(labels, pool)]
             tasks.append(Task(np.concatenate(support), whole.query, whole.domain, len(tasks)))
     return tasks
+
+
+def threshold(domain: str) -> str:
+    """`t4` of `books.t4`: from how many stars on a review counts as positive, which is known of every task."""
+    return "t" + domain.rpartition(".t")[2]
+
+
+def threshold_rows(reviews: Dataset, per_class: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Threshold → rows of the tasks at this threshold, as many of each class; nothing where tasks have no threshold."""
+    labels, domains = np.asarray(reviews["label"][:]), np.asarray(reviews["domain"][:])
+    found = {}
+    for place, name in enumerate(sorted({threshold(domain) for domain in set(domains.tolist()) if ".t" in domain})):
+        classes = class_rows(labels, np.flatnonzero(np.char.endswith(domains.astype(str), f".{name}")))
+        size, generator = min(per_class, *map(len, classes)), np.random.default_rng((seed, place))
+        found[name] = np.concatenate([generator.choice(rows, size, replace=False) for rows in classes])
+    return found
+
+
+def log_odds(reviews: Dataset) -> dict[str, float]:
+    """Threshold → log of positive : negative reviews of the tasks at this threshold."""
+    labels, domains = np.asarray(reviews["label"][:]), np.asarray(reviews["domain"][:]).astype(str)
+    shares = {name: labels[np.char.endswith(domains, f".{name}")].mean() for name in threshold_rows(reviews, 1)}
+    return {name: float(np.log(share / (1 - share))) for name, share in shares.items()}

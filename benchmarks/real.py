@@ -15,14 +15,22 @@ import tables
 import torch
 import tyro
 from frozen import Known, RememberedReviews, above_encoder, lower_part, moves_encoder, skip_layers
-from protocols import arsc_splits, arsc_tasks, arsc_validation_tasks, natural_splits
+from protocols import (
+    arsc_splits,
+    arsc_tasks,
+    arsc_validation_tasks,
+    log_odds,
+    natural_splits,
+    threshold,
+    threshold_rows,
+)
 
 from metalib.config import Config, read_config
 from metalib.errors import MetalibError
 from metalib.evaluation import Episodes, compare, constant_predictions, score, summarise
 from metalib.folders import read_json, refuse_other_settings, start_folder, write_json
-from metalib.inner import untouched
-from metalib.learners import Learner
+from metalib.inner import InnerLoop, adapt, untouched
+from metalib.learners import Learner, MetricLearner
 from metalib.models import TokenizedReviews
 from metalib.processes import make_accelerator
 from metalib.reviews import Splits, load_reviews, split_domains
@@ -32,11 +40,14 @@ from metalib.tuning import combinations, parse_grid
 
 Setting = Literal["amazon_original", "arsc"]
 ROOT = Path(__file__).resolve().parent.parent
+PER_CLASS = 1500  # ARSC: at most so many reviews of each class teach a threshold's head
 SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
 VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
 KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
 WHOLE = {"adapt": "all", "adapt_lr": 3e-4, "adapt_steps": 5}  # results/amazon/tuning.md
-LARGEST = 500  # ARSC: reviews of a training task
+FIRST = InnerLoop(300, 1e-3, 64, schedule="linear", adapts="head")  # ARSC: how a threshold's head is learned
+Logits = list[np.ndarray]  # (queries, classes) of each task
+Heads = dict[str, dict[str, torch.Tensor]]  # threshold → the head's parameters by name
 
 
 @dataclass
@@ -94,19 +105,43 @@ def make_bench(config: Config, splits: Splits) -> Workbench:
 
 
 def task_logits(
-    learner: Learner, reviews: TokenizedReviews, tasks: list[Task], known: Known | None = None
-) -> list[np.ndarray]:
-    """(queries, classes) logits of each task after learning its support set; leaves no trace.
+    learner: Learner, reviews: TokenizedReviews, tasks: list[Task], known: Known | None = None,
+    heads: Heads | None = None,
+) -> Logits:  # fmt: skip
+    """Logits of each task after learning its support set; leaves no trace.
 
     known: the memory of a trained encoder's features, where more than one call is to share them.
+    heads: where the head starts, for tasks of each threshold; else where the training left it.
     """
     if not moves_encoder(learner):
         learner, reviews = above_encoder(learner, reviews, {} if known is None else known)
     found = []
     for place, task in enumerate(tasks):
         with untouched(learner.model, learner.weights):
+            for name, parameter in heads[threshold(task.domain)].items() if heads else ():
+                learner.weights.flat[learner.weights.slices[name]] = parameter
             learner.fit(reviews, task.support, (0, place))
             found.append(learner.logits(reviews, task.query).numpy())
+    return found
+
+
+def threshold_heads(learner: Learner, bench: Workbench, known: Known) -> Heads:
+    """A head for each of ARSC's thresholds, learned from the training domains' reviews above the trained encoder."""
+    lifted, reviews = above_encoder(learner, bench.reviews["train"], known)
+    heads = {}
+    for name, rows in threshold_rows(bench.splits.train, PER_CLASS).items():
+        with untouched(lifted.model, lifted.weights):
+            adapt(lifted.model, lifted.weights, reviews, rows, FIRST, (0, len(heads)))
+            heads[name] = {each: lifted.weights.flat[place].clone() for each, place in lifted.weights.slices.items()}
+    return heads
+
+
+def all_logits(learner: Learner, bench: Workbench, part: str, tasks: list[Task], known: Known) -> dict[str, Logits]:
+    """`plain`: logits as trained; `known`, where thresholds and a head are there: with the threshold's head."""
+    found = {"plain": task_logits(learner, bench.reviews[part], tasks, known)}
+    if threshold_rows(bench.splits.train, 1) and not isinstance(learner, MetricLearner):
+        heads = threshold_heads(learner, bench, known)
+        found["known"] = task_logits(learner, bench.reviews[part], tasks, known, heads)
     return found
 
 
@@ -117,22 +152,27 @@ def train_piece(config: Config, splits: Splits, folder: Path) -> tuple[Workbench
     return bench, (process_time() - started) / 60
 
 
-def positive_odds(splits: Splits) -> float:
-    """log of positive : negative reviews in the training domains: what a class-balanced learner does not know."""
-    share = float(np.mean(splits.train["label"][:]))
-    return float(np.log(share / (1 - share)))
+def task_scores(
+    logits: dict[str, Logits], tasks: list[Task], labels: np.ndarray, odds: dict[str, float]
+) -> dict[str, Any]:
+    """Task → kind of prediction (`tables.KINDS`) → its scores.
 
-
-def arsc_scores(logits: list[np.ndarray], tasks: list[Task], labels: np.ndarray, odds: float) -> dict[str, Any]:
-    """Task → its scores with logits as they are (`plain`) and with the training domains' class shares (`prior`)."""
+    odds: threshold → log odds of the classes in training. A class-balanced learner does not know them; `half` and
+        `odds` add half of them, and all, to the margins of `known` (of `plain`, where a learner has no head).
+    """
     found: dict[str, Any] = {}
-    for task, scores in zip(tasks, logits, strict=True):
-        margin, truth = scores[:, 1] - scores[:, 0], labels[task.query]
-        said = {"plain": margin > 0, "prior": margin + odds > 0, "always_positive": np.ones(len(truth), dtype=bool)}
+    for place, task in enumerate(tasks):
+        margins = {kind: each[place][:, 1] - each[place][:, 0] for kind, each in logits.items()}
+        if odds:
+            best, shift = margins.get("known", margins["plain"]), odds[threshold(task.domain)]
+            margins |= {"half": best + shift / 2, "odds": best + shift}
+        truth = labels[task.query]
+        margins["always_positive"] = np.ones(len(truth))
         found[f"{task.domain}/{task.index}"] = {
-            name: {metric: float(value[0]) for metric, value in score(each.astype(int)[None], truth[None]).items()}
-            for name, each in said.items()
-        }
+            kind: {metric: float(value[0]) for metric, value in
+                   score((margin > 0).astype(int)[None], truth[None]).items()}
+            for kind, margin in margins.items()
+        }  # fmt: skip
     return found
 
 
@@ -151,7 +191,7 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
     bench, minutes = train_piece(config, splits, folder)
     started = process_time()
     tested = replace(config, **(WHOLE if run.whole else {"adapt": "head"}))
-    logits = task_logits(bench.learner(tested), bench.reviews["test"], tasks)
+    logits = all_logits(bench.learner(tested), bench, "test", tasks, {})
     facts = {
         "learner": config.learner,
         "adapts": kind,
@@ -159,7 +199,8 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
         "review_passes": config.meta_steps * config.passes_per_step(),
         "minutes": {"training": minutes, "test": (process_time() - started) / 60},
     }
-    np.savez_compressed(folder / f"{kind}.npz", *logits)
+    arrays = {f"{name}-{place}": each for name, lot in logits.items() for place, each in enumerate(lot)}
+    np.savez_compressed(folder / f"{kind}.npz", **arrays)
     write_json(folder / f"{kind}.json", facts)
     print(f"{folder.name}: {facts['review_passes']} passes, {facts['minutes']}", flush=True)
 
@@ -172,12 +213,15 @@ def pieces(run: Run, base: Config) -> list[Config]:
     return [replace(base.for_learner(name), seed=seed) for name, seed in plan]
 
 
-def finished(folder: Path) -> list[tuple[dict[str, Any], list[np.ndarray]]]:
+def finished(folder: Path) -> list[tuple[dict[str, Any], dict[str, Logits]]]:
     """Facts and logits of the pieces that are done, by learner and seed."""
     found = []
     for file in [*sorted(folder.glob("*/head.json")), *sorted(folder.glob("*/whole.json"))]:
+        logits: dict[str, Logits] = {}
         with np.load(file.with_suffix(".npz")) as arrays:
-            found.append((read_json(file), [arrays[name] for name in arrays.files]))
+            for name in arrays.files:
+                logits.setdefault(name.partition("-")[0], []).append(arrays[name])
+        found.append((read_json(file), logits))
     return found
 
 
@@ -194,7 +238,7 @@ def run_original(run: Run, base: Config) -> None:
             if facts["adapts"] == "head"}  # fmt: skip
     order = [name for name in (*base.baselines, base.learner) if name in done]
     predictions = {"majority": constant_predictions(episodes, lambda task: np.ones(len(task.query), dtype=np.int64))}
-    predictions |= {name: np.stack([each.argmax(-1) for each in done[name][1]]) for name in order}
+    predictions |= {name: np.stack([each.argmax(-1) for each in done[name][1]["plain"]]) for name in order}
     texts = splits.test["text"][:]
     evaluation = {
         "episodes": {"count": len(episodes.tasks), "sha256": hash_tasks(episodes.tasks, texts),
@@ -224,12 +268,12 @@ def smallest_task(base: Config) -> int:
 
 def run_arsc(run: Run, base: Config) -> None:
     """Every learner on the twelve target tasks; writes `scores.json`."""
-    splits = arsc_splits(load_reviews(run.data), base.test_domains, (), smallest_task(base), LARGEST)
-    tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), positive_odds(splits)
+    splits = arsc_splits(load_reviews(run.data), base.test_domains, (), smallest_task(base))
+    tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
     done = finished(run.runs / run.setting)
-    found = [{**facts, "tasks": arsc_scores(logits, tasks, labels, odds)} for facts, logits in done]
+    found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}
     write_json(ROOT / "results" / run.setting / "scores.json", {**facts, "pieces": found})
 
@@ -241,7 +285,7 @@ def validation_setting(tune: Tune, base: Config) -> tuple[Splits, list[Task]]:
     """Training domains without the validation domains, and the validation domains' tasks; test domains stay unseen."""
     reviews = load_reviews(tune.data)
     if tune.setting == "arsc":
-        splits = arsc_splits(reviews, base.test_domains, VALIDATION, smallest_task(base), LARGEST)
+        splits = arsc_splits(reviews, base.test_domains, VALIDATION, smallest_task(base))
         return splits, arsc_validation_tasks(splits.validation, DRAWS)
     splits = split_domains(reviews, base.test_domains, VALIDATION)
     return splits, natural_splits(splits.validation, splits.validation_domains, SPLITS // 2, SUPPORT, QUERY).tasks
@@ -250,7 +294,7 @@ def validation_setting(tune: Tune, base: Config) -> tuple[Splits, list[Task]]:
 def tune_learner(tune: Tune, base: Config) -> None:
     """Train where the settings ask for it, score every combination; adds lines to the setting's `tuning.json`."""
     splits, tasks = validation_setting(tune, base)
-    labels, odds = np.asarray(splits.validation["label"][:]), positive_odds(splits)
+    labels, odds = np.asarray(splits.validation["label"][:]), log_odds(splits.train)
     known: Known = {}
     file = ROOT / "results" / tune.setting / "tuning.json"
     rows, trained = read_json(file)["rows"] if file.exists() else [], Path()
@@ -260,18 +304,20 @@ def tune_learner(tune: Tune, base: Config) -> None:
         if folder != trained:
             (bench, minutes), known, trained = train_piece(config, splits, folder), {}, folder
         tested = replace(config, adapt="head")
-        logits = task_logits(bench.learner(tested), bench.reviews["validation"], tasks, known)
-        means = mean_scores(arsc_scores(logits, tasks, labels, odds))
-        rows.append({"learner": tune.learner, "settings": choice, "review_passes":
+        logits = all_logits(bench.learner(tested), bench, "validation", tasks, known)
+        means = mean_scores(task_scores(logits, tasks, labels, odds))
+        precision = {"precision": "bf16"} if bench.accelerator.mixed_precision == "bf16" else {}
+        rows.append({"learner": tune.learner, "settings": {**choice, **precision}, "review_passes":
                      config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
         print(tune.learner, fixed, choice, means, f"{minutes:.1f} min", flush=True)
         write_json(file, {"validation_domains": list(splits.validation_domains), "tasks": len(tasks), "rows": rows})
 
 
 def mean_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Unweighted means over the tasks: `plain` and `prior` → metric → fraction."""
+    """Unweighted means over the tasks: kind of prediction → metric → fraction."""
+    kinds = next(iter(scores.values())).keys() & tables.KINDS.keys()
     return {kind: {metric: fmean(task[kind][metric] for task in scores.values()) for metric in
-                   ("accuracy", "balanced_accuracy")} for kind in ("plain", "prior")}  # fmt: skip
+                   ("accuracy", "balanced_accuracy")} for kind in tables.KINDS if kind in kinds}  # fmt: skip
 
 
 def main(words: list[str] | None = None) -> None:

@@ -146,14 +146,51 @@ def test_a_piece_that_was_started_with_other_settings_is_refused_not_taken_for_t
     real.run_piece(run, replace(base, max_length=7), splits, [])  # as it was: it is done, and nothing is trained
 
 
-def test_the_shift_to_the_training_domains_class_shares_is_the_log_of_their_odds() -> None:
-    logits = [np.asarray([[0.0, -1.0], [0.0, -2.0], [0.0, 1.0]])]
-    scores = real.arsc_scores(logits, [Task(np.arange(0), np.arange(3), "d.t2", 0)], np.asarray([1, 0, 1]), 1.5)
-    (task,) = scores.values()
-    assert task["plain"]["accuracy"] == pytest.approx(2 / 3) and task["plain"]["balanced_accuracy"] == 0.75
-    assert task["prior"]["accuracy"] == 1.0
-    assert task["always_positive"] == {"accuracy": pytest.approx(2 / 3), "balanced_accuracy": 0.5,
-                                       "macro_f1": pytest.approx(0.4)}  # fmt: skip
+def test_half_and_all_of_a_thresholds_log_odds_are_added_to_the_margin() -> None:
+    logits = [np.asarray([[0.0, -1.0], [0.0, -2.0], [0.0, 1.0], [0.0, -0.5]])]
+    tasks, truth = [Task(np.arange(0), np.arange(4), "d.t2", 0)], np.asarray([1, 0, 1, 1])
+    (task,) = real.task_scores({"plain": logits}, tasks, truth, {"t2": 1.5, "t4": 9.0}).values()
+    assert [task[kind]["accuracy"] for kind in ("plain", "half", "odds", "always_positive")] == [0.5, 0.75, 1, 0.75]
+    assert task["plain"]["balanced_accuracy"] == pytest.approx(2 / 3) and "known" not in task
+    shifted = [each + np.asarray([0.0, 1.0]) for each in logits]
+    (task,) = real.task_scores({"plain": logits, "known": shifted}, tasks, truth, {"t2": 1.5}).values()
+    assert [task[kind]["accuracy"] for kind in ("plain", "known", "half", "odds")] == [0.5, 0.75, 1.0, 0.75]
+    (task,) = real.task_scores({"plain": logits}, tasks, truth, {}).values()  # reviews without thresholds
+    assert set(task) == {"plain", "always_positive"}
+
+
+def test_log_odds_and_rows_are_those_of_a_threshold_in_the_training_domains() -> None:
+    training = protocols.arsc_splits(arsc(("apparel", "books", "toys")), ["books"]).train
+    rows = protocols.threshold_rows(training, 4)
+    assert set(rows) == {"t2", "t4", "t5"}
+    for name, each in rows.items():
+        found = training.select(each)
+        assert sorted(found["label"]) == [0] * 4 + [1] * 4 and len(set(each.tolist())) == 8
+        assert all(domain.endswith(name) for domain in found["domain"])
+    keep = [row for row in range(len(training)) if training[row]["domain"] != "toys.t2" or training[row]["label"]]
+    odds = protocols.log_odds(training.select(keep))
+    assert odds == pytest.approx({"t2": np.log(2), "t4": 0, "t5": 0})
+    assert protocols.log_odds(original()) == {} and not protocols.threshold_rows(original(), 4)
+
+
+def test_a_thresholds_head_is_where_its_tasks_start_and_nothing_else_moves() -> None:
+    config = replace(Config(), model="tiny", test_domains=("books",), validations=0, max_length=32, frozen_layers=0)
+    splits = protocols.arsc_splits(arsc(("apparel", "books", "toys")), ["books"])
+    bench = real.prepare(replace(config, baselines=()), splits, real.make_accelerator())
+    learner = bench.learner(replace(config, learner="joint", adapt="head", adapt_steps=0))
+    tasks = protocols.arsc_tasks(splits.test)
+    heads = real.threshold_heads(learner, bench, {})
+    assert torch.equal(bench.weights.flat, bench.theta_0)
+    assert list(heads) == ["t2", "t4", "t5"] and not any("encoder" in name for name in heads["t2"])
+    found = real.all_logits(learner, bench, "test", tasks, {})
+    for task, logits in zip(tasks, found["known"], strict=True):
+        with untouched(bench.model, bench.weights), torch.no_grad():
+            for name, parameter in heads[protocols.threshold(task.domain)].items():
+                bench.weights.flat[bench.weights.slices[name]] = parameter
+            expected = bench.reviews["test"].logits(bench.model, task.query)
+        torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found["known"][0], found["plain"][0])
+    assert set(real.all_logits(bench.learner(replace(config, learner="protonet")), bench, "test", tasks, {})) == {"plain"}
 
 
 def test_results_md_and_the_tuning_pages_are_what_the_files_in_results_say() -> None:
