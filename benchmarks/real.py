@@ -27,10 +27,10 @@ from protocols import (
 
 from metalib.config import Config, read_config
 from metalib.errors import MetalibError
-from metalib.evaluation import Episodes, compare, constant_predictions, score, summarise
+from metalib.evaluation import compare, constant_predictions, score, summarise
 from metalib.folders import read_json, refuse_other_settings, start_folder, write_json
 from metalib.inner import InnerLoop, adapt, untouched
-from metalib.learners import Learner, MetricLearner
+from metalib.learners import LEARNERS, Learner, MetricLearner
 from metalib.models import TokenizedReviews
 from metalib.processes import make_accelerator
 from metalib.reviews import Splits, load_reviews, split_domains
@@ -44,7 +44,6 @@ PER_CLASS = 1500  # ARSC: at most so many reviews of each class teach a threshol
 SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
 VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
 KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
-WHOLE = {"adapt": "all", "adapt_lr": 3e-4, "adapt_steps": 5}  # results/amazon/tuning.md
 FIRST = InnerLoop(300, 1e-3, 64, schedule="linear", adapts="head")  # ARSC: how a threshold's head is learned
 Logits = list[np.ndarray]  # (queries, classes) of each task
 Heads = dict[str, dict[str, torch.Tensor]]  # threshold → the head's parameters by name
@@ -66,7 +65,7 @@ class Run:
     seeds: int = 3
     """At most so many seeds."""
     whole: bool = False
-    """At the test, let all weights adapt, not the head alone; a row of its own in the tables."""
+    """At the test let all weights adapt, not the head alone: rows of their own, from the same trained weights."""
 
 
 @dataclass
@@ -190,7 +189,8 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
     start_folder(folder, settings)
     bench, minutes = train_piece(config, splits, folder)
     started = process_time()
-    tested = replace(config, **(WHOLE if run.whole else {"adapt": "head"}))
+    whole = replace(config, adapt="all", adapt_lr=tables.WHOLE_LR, adapt_steps=tables.WHOLE_STEPS[run.setting])
+    tested = whole if run.whole else replace(config, adapt="head")
     logits = all_logits(bench.learner(tested), bench, "test", tasks, {})
     facts = {
         "learner": config.learner,
@@ -208,6 +208,8 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
 def pieces(run: Run, base: Config) -> list[Config]:
     """The settings of every piece: the first seed of all learners, then the other seeds."""
     names = [name for name in (*base.baselines, base.learner) if not run.only or name in run.only]
+    if run.whole:
+        names = [name for name in names if not issubclass(LEARNERS[name], MetricLearner)]
     plan = [(name, seed) for seed in range(run.seeds) for name in names
             if seed < tables.SEEDS[run.setting].get(name, 1)]  # fmt: skip
     return [replace(base.for_learner(name), seed=seed) for name, seed in plan]
@@ -234,9 +236,8 @@ def run_original(run: Run, base: Config) -> None:
     episodes = natural_splits(splits.test, splits.test_domains, SPLITS, SUPPORT, QUERY)
     for config in pieces(run, base):
         run_piece(run, config, splits, episodes.tasks)
-    done = {facts["learner"]: (facts, logits) for facts, logits in finished(run.runs / run.setting)
-            if facts["adapts"] == "head"}  # fmt: skip
-    order = [name for name in (*base.baselines, base.learner) if name in done]
+    done = {tables.method(facts): (facts, logits) for facts, logits in finished(run.runs / run.setting)}
+    order = [name for learner in (*base.baselines, base.learner) for name in (learner, f"{learner}*") if name in done]
     predictions = {"majority": constant_predictions(episodes, lambda task: np.ones(len(task.query), dtype=np.int64))}
     predictions |= {name: np.stack([each.argmax(-1) for each in done[name][1]["plain"]]) for name in order}
     texts = splits.test["text"][:]
@@ -244,17 +245,12 @@ def run_original(run: Run, base: Config) -> None:
         "episodes": {"count": len(episodes.tasks), "sha256": hash_tasks(episodes.tasks, texts),
                      "support": SUPPORT, "query": QUERY},
         "methods": {name: summarise(said, episodes) for name, said in predictions.items()},
-        "paired": all_pairs(predictions, episodes),
+        "paired": [pair for a in order for b in ("majority", "finetuned", "finetuned*", "joint", "joint*")
+                   if b in predictions and b.removesuffix("*") != a.removesuffix("*")
+                   for pair in compare({each: predictions[each] for each in (b, a)}, episodes, a)],
         "cost": {name: done[name][0] for name in order},
     }  # fmt: skip
     write_json(ROOT / "results" / run.setting / "evaluation.json", evaluation)
-
-
-def all_pairs(predictions: dict[str, np.ndarray], episodes: Episodes) -> list[dict[str, Any]]:
-    """Each method less each that stands before it in the table."""
-    names = list(predictions)
-    return [pair for place, name in enumerate(names) if place
-            for pair in compare({each: predictions[each] for each in names[: place + 1]}, episodes, name)]  # fmt: skip
 
 
 # ---- ARSC -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ SEEDS: dict[str, dict[str, int]] = {  # planned; learners that are not named hav
     "amazon_original": {},
     "arsc": {"joint": 3, "reptile": 3, "protonet": 3},
 }
+WHOLE_LR = 3e-4  # where all weights adapt at the test: results/amazon/tuning.md
+WHOLE_STEPS = {"amazon_original": 16, "arsc": 5}  # two epochs of 80 reviews, five of 10
 GOAL = {"accuracy": 86, "balanced_accuracy": 80}
 KINDS = {  # of prediction, on ARSC
     "plain": "as trained",
@@ -31,9 +33,13 @@ KINDS = {  # of prediction, on ARSC
 }
 
 
-def label(method: str) -> str:
-    """A method's name for readers; `reptile*`: all weights adapt at the test."""
-    return plots.label(method.removesuffix("*")) + (", all weights adapt" if method.endswith("*") else "")
+plots.LABELS |= {f"{name}*": f"{words}, all weights adapt" for name, words in plots.LABELS.items()}
+
+
+def method(facts: dict[str, Any]) -> str:
+    """`reptile`; `reptile*` where all weights adapt at the test, not the head alone."""
+    name: str = facts["learner"]
+    return name + "*" * (facts["adapts"] == "whole")
 
 
 def fill(method: str) -> Literal["none", "full"]:
@@ -54,7 +60,7 @@ def by_method(scores: dict[str, Any]) -> dict[str, list[Piece]]:
     """Method → its pieces by seed; the method with the highest mean balanced accuracy last."""
     methods: dict[str, list[Piece]] = {}
     for piece in sorted(scores["pieces"], key=lambda piece: piece["seed"]):
-        methods.setdefault(piece["learner"] + "*" * (piece["adapts"] == "whole"), []).append(piece)
+        methods.setdefault(method(piece), []).append(piece)
     return dict(sorted(methods.items(), key=lambda item: fmean(mean(piece) for piece in item[1])))
 
 
@@ -82,7 +88,7 @@ def arsc_table(scores: dict[str, Any]) -> str:
         cells = [" / ".join(spread([mean(piece, kind, metric) for piece in pieces]) for metric in METRICS[:2])
                  if kind in kinds_of(pieces[0]) else "–" for kind in KINDS]  # fmt: skip
         macro = spread([mean(piece, "plain", METRICS[2]) for piece in pieces])
-        rows.append([label(name), str(len(pieces)), *cells, macro])
+        rows.append([plots.label(name), str(len(pieces)), *cells, macro])
     return report.table(["accuracy / balanced accuracy, %", "seeds", *KINDS.values(), "macro F1, as trained"], rows)
 
 
@@ -96,7 +102,7 @@ def threshold_table(scores: dict[str, Any]) -> str:
             cells = [[fmean(mean(piece, kind, metric, t) for piece in pieces) for metric in METRICS[:2]]
                      for t in thresholds]  # fmt: skip
             words = {"plain": "", "half": ", half the odds"}[kind]
-            rows.append([label(name) + words, *(f"{a:.1f} / {b:.1f}" for a, b in cells)])
+            rows.append([plots.label(name) + words, *(f"{a:.1f} / {b:.1f}" for a, b in cells)])
     return report.table(["accuracy / balanced accuracy, %", *thresholds], rows)
 
 
@@ -145,7 +151,7 @@ def arsc_cost_table(scores: dict[str, Any]) -> str:
     rows = []
     for name, pieces in ((name, pieces) for name, pieces in by_method(scores).items() if not name.endswith("*")):
         minutes = [[piece["minutes"][part] for piece in pieces if piece["minutes"]] for part in ("training", "test")]
-        rows.append([label(name), f"{pieces[0]['review_passes']:,}",
+        rows.append([plots.label(name), f"{pieces[0]['review_passes']:,}",
                      *(f"{fmean(each):.1f}" if each else "–" for each in minutes)])  # fmt: skip
     return report.table(["ARSC, a seed", "review passes", "minutes of training", "minutes of testing"], rows)
 
@@ -168,8 +174,10 @@ def original_paired_table(evaluation: dict[str, Any]) -> str:
 
 def original_cost_table(evaluation: dict[str, Any]) -> str:
     """Review passes and minutes of each learner."""
-    rows = [[label(name), f"{facts['review_passes']:,}", *(f"{facts['minutes'][part]:.1f}" for part in
-             ("training", "test"))] for name, facts in evaluation["cost"].items()]  # fmt: skip
+    cost = evaluation["cost"]
+    rows = [[plots.label(name), f"{facts['review_passes']:,}",
+             f"{cost[name.removesuffix('*')]['minutes']['training']:.1f}", f"{facts['minutes']['test']:.1f}"]
+            for name, facts in cost.items()]  # fmt: skip
     return report.table(["the original's setting", "review passes", "minutes of training", "minutes of testing"], rows)
 
 
@@ -215,11 +223,11 @@ def original_figure(evaluation: dict[str, Any]) -> Figure:
             point = entry["overall"][metric]
             low, high = (abs(100 * (end - point["mean"])) for end in point["ci95"])
             axes.errorbar(100 * point["mean"], place, xerr=[[low], [high]], fmt="o", capsize=4,
-                          color=plots.COLOURS[name.removesuffix("*")])  # fmt: skip
+                          color=plots.COLOURS[name.removesuffix("*")], fillstyle=fill(name))  # fmt: skip
         constant = 100 * evaluation["methods"]["majority"]["overall"][metric]["mean"]
         axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"majority class: {constant:.1f}")
         axes.set(xlabel=f"{metric.replace('_', ' ')} [%]")
-        axes.set_yticks(range(len(methods)), [label(name) for name in methods])
+        axes.set_yticks(range(len(methods)), [plots.label(name) for name in methods])
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.suptitle("The original's setting: 80 reviews to learn from, 20 to predict; bars: 95% intervals")
@@ -233,7 +241,7 @@ def arsc_figure(scores: dict[str, Any]) -> Figure:
         for kind, marker in (("plain", "o"), ("half", "^")):
             x, y = ([mean(piece, kind, metric) for piece in pieces] for metric in METRICS[:2])
             axes.plot(x, y, marker, color=plots.COLOURS[name.removesuffix("*")], fillstyle=fill(name),
-                      label=label(name) if kind == "plain" else None)  # fmt: skip
+                      label=plots.label(name) if kind == "plain" else None)  # fmt: skip
     constant = mean(scores["pieces"][0], "always_positive", "accuracy")
     axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"always positive: {constant:.1f}")
     draw_goal(axes)
@@ -290,7 +298,7 @@ def goal_words(scores: dict[str, Any], tuning: dict[str, Any]) -> str:
     accuracy, balanced = GOAL.values()
 
     def words(key: tuple[str, str]) -> str:
-        return f"{label(key[0])} ({KINDS[key[1]]}) with {found[key][0]:.1f} and {found[key][1]:.1f}"
+        return f"{plots.label(key[0])} ({KINDS[key[1]]}) with {found[key][0]:.1f} and {found[key][1]:.1f}"
 
     choice = chosen(tuning)
     met = found[choice][0] >= accuracy and found[choice][1] >= balanced
@@ -307,7 +315,7 @@ def missing_words(scores: dict[str, Any], names: Sequence[str]) -> str:
     done = {(piece["learner"], piece["seed"]) for piece in scores["pieces"]}
     plan = {name: range(SEEDS["arsc"].get(name, 1)) for name in names}
     absent = {name: [str(seed) for seed in seeds if (name, seed) not in done] for name, seeds in plan.items()}
-    said = [f"{label(name)} (seed {', '.join(seeds)})" for name, seeds in absent.items() if seeds]
+    said = [f"{plots.label(name)} (seed {', '.join(seeds)})" for name, seeds in absent.items() if seeds]
     return f"Planned on ARSC and not yet run: {'; '.join(said)}." if said else "Everything that was planned is there."
 
 
@@ -329,13 +337,14 @@ def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str
                 found[f"arsc_{name.replace('*', '_whole')}_{metric}_{kind}"] = f"{value:.1f}"
     for name, entry in evaluation["methods"].items():
         for metric in METRICS[:2]:
-            found[f"original_{name}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
+            found[f"original_{name.replace('*', '_whole')}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
     passes = max(piece["review_passes"] for piece in scores["pieces"])
     found |= {"passes": f"{passes:,}",
               "original_passes": f"{evaluation['cost']['joint']['review_passes']:,}"}  # fmt: skip
     found["always_positive"] = f"{mean(scores['pieces'][0], 'always_positive', 'accuracy'):.1f}"
     for setting, pairs in (("arsc", arsc_pairs(scores)), ("original", evaluation["paired"])):
-        found |= {f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}": points(pair) for pair in pairs}
+        found |= {f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}".replace("*", "_whole"): points(pair)
+                  for pair in pairs}  # fmt: skip
     return found
 
 
@@ -349,7 +358,7 @@ def searched(tuning: dict[str, Any], passes: int, kind: str = "plain", **wanted:
 def results_page(root: Path) -> str:
     """RESULTS.md."""
     scores, evaluation = read(root, "arsc/scores.json"), read(root, "amazon_original/evaluation.json")
-    base, first = (read_config(root / "configs" / f"{name}.yaml") for name in ("arsc", "amazon_original"))
+    base = read_config(root / "configs" / "arsc.yaml")
     tuning = read(root, "arsc/tuning.json")
     fill = {
         "short_texts": searched(tuning, 6000, max_length="", adapt_steps="0"),
@@ -358,8 +367,8 @@ def results_page(root: Path) -> str:
         "longer": searched(tuning, 9600, max_length="256", adapt_steps="0"),
         "mixed": searched(tuning, 9600, meta_batch="8", adapt_steps="0"),
         **{f"most_{kind}": searched(tuning, 24000, kind, adapt_steps="5") for kind in KINDS},
-        "length": base.max_length, "frozen": base.frozen_layers,
-        "original_length": first.max_length, "original_frozen": first.frozen_layers,
+        "length": base.max_length, "frozen": base.frozen_layers, "whole_lr": WHOLE_LR,
+        "whole_original": WHOLE_STEPS["amazon_original"], "whole_arsc": WHOLE_STEPS["arsc"],
         "arsc_table": arsc_table(scores), "threshold_table": threshold_table(scores),
         "arsc_paired": arsc_paired_table(scores), "arsc_cost": arsc_cost_table(scores),
         "published": published_table(read(root, "arsc/published.json")), "goal": goal_words(scores, tuning),

@@ -217,7 +217,8 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
     predictions |= {name: steps[:, -1] for name, steps in along.items()}
     rivals = dict(predictions)
     if config.untrained:
-        before = predict_all(bench, {name: bench.theta_0 for name in thetas if name != "finetuned"}, episodes)
+        theta_0 = bench.theta_0
+        before = predict_all(bench, {name: theta_0 for name in thetas if name != "finetuned"}, episodes)
         predictions |= {f"untrained_{name}": steps[:, -1] for name, steps in before.items()}
     if world := world_of(config):
         predictions["best_possible"] = best_possible(world, reviews, episodes)

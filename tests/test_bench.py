@@ -9,7 +9,16 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from bench import Pair, check_flops, same_theta, sampling, shares, train_until  # noqa: E402
+from bench import (  # noqa: E402
+    Pair,
+    check_flops,
+    in_processes,
+    same_theta,
+    sampling,
+    shares,
+    train_until,
+    world_bench,
+)
 from bench_report import page, same_theta_table, write_tables  # noqa: E402
 
 
@@ -19,6 +28,12 @@ def test_the_plain_way_gives_the_same_theta(bench, padding, shots, batch, steps)
     found = same_theta(bench, 2, padding, shots, 2, batch, steps)
     assert found["difference"] <= 1e-4
     assert found["ratio"]["min"] > 0
+
+
+@pytest.mark.slow
+def test_tasks_on_all_cores_have_the_directions_of_one_process():
+    found = in_processes(world_bench(), 1, tasks=4)
+    assert found["difference"] <= 1e-4 and found["ratio"]["median"] > 0
 
 
 def test_a_difference_is_found(bench):

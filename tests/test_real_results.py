@@ -190,7 +190,8 @@ def test_a_thresholds_head_is_where_its_tasks_start_and_nothing_else_moves() -> 
             expected = bench.reviews["test"].logits(bench.model, task.query)
         torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(found["known"][0], found["plain"][0])
-    assert set(real.all_logits(bench.learner(replace(config, learner="protonet")), bench, "test", tasks, {})) == {"plain"}
+    comparing = bench.learner(replace(config, learner="protonet"))
+    assert set(real.all_logits(comparing, bench, "test", tasks, {})) == {"plain"}
 
 
 def test_results_md_and_the_tuning_pages_are_what_the_files_in_results_say() -> None:
