@@ -74,6 +74,10 @@ def share_rows(results: dict[str, Any], kind: str, rest: str, rate: str) -> list
 def other_rows(results: dict[str, Any]) -> list[list[str]]:
     """What is neither a ratio of seconds nor a share."""
     rows = []
+    if {"tiny_longest", "tiny_shares"} <= results.keys():
+        bound = results["tiny_longest"]["ratio"]["median"] / (1 - results["tiny_shares"]["rest"]["median"])
+        what = "tiny: the ratio to the plain way padded to its longest, if all but forward and backward were free"
+        rows.append([what, f"{bound:.1f}×", ""])
     if found := results.get("minilm_to_plain_score"):
         plain = found["plain"]
         ratio = f"{found['ratio']:.0f}× ({found['seconds']:.0f} s)" if found["seconds"] else "not reached"

@@ -20,7 +20,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 TEMPLATE = Path(__file__).resolve().parent / "results_template.md"
 SEEDS: dict[str, dict[str, int]] = {  # planned; learners that are not named have one
     "amazon_original": {},
-    "arsc": {"joint": 3, "reptile": 3, "protonet": 3},
+    "arsc": {"joint": 3, "reptile": 3, "fomaml": 3},
 }
 WHOLE_LR = 3e-4  # where all weights adapt at the test: results/amazon/tuning.md
 WHOLE_STEPS = {"amazon_original": 16, "arsc": 5}  # two epochs of 80 reviews, five of 10
