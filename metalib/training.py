@@ -50,8 +50,13 @@ class Workbench:
     reviews: dict[str, TokenizedReviews]
 
     def __post_init__(self) -> None:
-        self._start = TemporaryFile()  # noqa: SIM115 — it goes with the workbench
-        torch.save(self.weights.flat, self._start)
+        try:
+            self._start = TemporaryFile()  # noqa: SIM115 — it goes with the workbench
+            torch.save(self.weights.flat, self._start)
+        except (OSError, RuntimeError) as error:
+            size = self.weights.flat.nbytes / 2**20
+            raise MetalibError(f"{size:.0f} MiB of first weights cannot be kept in a temporary file ({error}) — "
+                               "free some space there, or name another folder: TMPDIR=/path") from error  # fmt: skip
 
     @property
     def theta_0(self) -> torch.Tensor:

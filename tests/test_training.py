@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config
-from metalib.errors import NotFinite
+from metalib.errors import MetalibError, NotFinite
 from metalib.inner import adapt, untouched
 from metalib.learners import Learner, Reptile
 from metalib.tasks import TaskSampler, hash_tasks
@@ -77,6 +78,12 @@ def test_a_meta_step_takes_three_vectors_beside_its_inner_loops_however_many_tas
     ))  # fmt: skip
     assert (found[0] - 1).abs().max() < 1e-6
     assert 3 * weights.flat.nbytes <= peak < 3.1 * weights.flat.nbytes
+
+
+def test_where_theta_0_cannot_be_kept_the_error_says_so_and_what_to_do(bench, monkeypatch):
+    monkeypatch.setattr("metalib.training.TemporaryFile", partial(open, "/dev/full", "wb"))
+    with pytest.raises(MetalibError, match=r"MiB of first weights cannot be kept .*TMPDIR=/path"):
+        replace(bench)
 
 
 def test_the_outer_update_is_the_papers_computed_by_hand(bench, config, tmp_path):
