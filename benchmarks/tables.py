@@ -319,6 +319,15 @@ def missing_words(scores: dict[str, Any], names: Sequence[str]) -> str:
     return f"Planned on ARSC and not yet run: {'; '.join(said)}." if said else "Everything that was planned is there."
 
 
+def above_joint(pairs: list[dict[str, Any]]) -> str:
+    """Which meta-learners are above joint training in accuracy or balanced accuracy, with an interval above 0."""
+    found = [f"{plots.label(pair['a'])} in {pair['metric'].replace('_', ' ')}" for pair in pairs
+             if pair["b"] == "joint" and pair["a"] in ("reptile", "fomaml", "protonet", "matching")
+             and pair["metric"] in METRICS[:2] and pair["ci95"][0] > 0]  # fmt: skip
+    return f"Surely above joint training: {', '.join(found)}." if found else (
+        "None is surely above joint training, in accuracy or balanced accuracy.")
+
+
 def points(pair: dict[str, Any]) -> str:
     """`2.1 points (−0.5 to 4.7)`: a paired difference with its interval."""
     low, high = pair["ci95"]
@@ -377,6 +386,6 @@ def results_page(root: Path) -> str:
         "training_tasks": scores["training_tasks"], "training_reviews": f"{scores['training_reviews']:,}",
         "missing": missing_words(scores, [*base.baselines, base.learner]),
         "odds": ", ".join(f"{name}: {odds:.2f}" for name, odds in scores["log_odds"].items()),
-        **numbers(scores, evaluation),
+        "above_joint": above_joint([*arsc_pairs(scores), *evaluation["paired"]]), **numbers(scores, evaluation),
     }  # fmt: skip
     return TEMPLATE.read_text(encoding="utf-8").format(**fill)

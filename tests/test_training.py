@@ -80,6 +80,7 @@ def test_a_meta_step_takes_three_vectors_beside_its_inner_loops_however_many_tas
     assert 3 * weights.flat.nbytes <= peak < 3.1 * weights.flat.nbytes
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_where_theta_0_cannot_be_kept_the_error_says_so_and_what_to_do(bench, monkeypatch):
     monkeypatch.setattr("metalib.training.TemporaryFile", partial(open, "/dev/full", "wb"))
     with pytest.raises(MetalibError, match=r"MiB of first weights cannot be kept .*TMPDIR=/path"):
