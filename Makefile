@@ -84,6 +84,7 @@ real: setup ## make RESULTS.md again from a folder with amazon22.json and arsc.p
 	@test -n "$(DATA)" -a -n "$(MODEL)" || \
 		{ echo "Name the folder of the reviews and the encoder: make real DATA=path/to/folder MODEL=path/to/model" >&2; exit 1; }
 	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL)
+	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL) --whole --only finetuned joint
 	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL)
 	$(REAL) tables
 

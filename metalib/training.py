@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +27,7 @@ from metalib.parts import add_lora
 from metalib.processes import anywhere, from_main, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_tasks
-from metalib.weights import CHUNK, Weights
+from metalib.weights import CHUNK, Kept, OuterStep, Weights
 
 log = logging.getLogger("metalib")
 
@@ -50,20 +49,12 @@ class Workbench:
     reviews: dict[str, TokenizedReviews]
 
     def __post_init__(self) -> None:
-        try:
-            self._start = TemporaryFile()  # noqa: SIM115 — it goes with the workbench
-            torch.save(self.weights.flat, self._start)
-        except (OSError, RuntimeError) as error:
-            size = self.weights.flat.nbytes / 2**20
-            raise MetalibError(f"{size:.0f} MiB of first weights cannot be kept in a temporary file ({error}) — "
-                               "free some space there, or name another folder: TMPDIR=/path") from error  # fmt: skip
+        self._start = Kept(self.weights.flat)
 
     @property
     def theta_0(self) -> torch.Tensor:
         """(P,) the weights before any training, where every learner of the run starts; read from a file at each use."""
-        self._start.seek(0)
-        theta: torch.Tensor = torch.load(self._start, map_location=self.weights.flat.device)
-        return theta
+        return self._start.read()
 
     def learner(self, config: Config) -> Learner:
         """The learner that a config names, on this model."""
@@ -102,36 +93,6 @@ def extend_model(model: PreTrainedModel, config: Config) -> None:
 def training_tasks(config: Config, reviews: Dataset) -> TaskSampler:
     """The endless list of tasks on which a learner is meta-trained."""
     return TaskSampler(reviews, config.train_shots, config.query_rows, config.seed)
-
-
-class OuterStep:
-    """θ ← θ + ε · direction (`sgd`, Reptile's equation), or Adam with learning rate ε on −direction (`adam`)."""
-
-    def __init__(self, weights: Weights, kind: str) -> None:
-        self.weights, self.kind = weights, kind
-        self.adam = torch.optim.Adam([weights.leaf()]) if kind == "adam" else None
-
-    def __call__(self, direction: torch.Tensor, epsilon: float) -> None:
-        """Take one step along `direction` (P,), a float64 mean over the tasks of the meta-batch."""
-        if self.adam is None:
-            for theta, change in zip(self.weights.flat.split(CHUNK), direction.split(CHUNK), strict=True):
-                theta.copy_(theta.to(change.dtype) + epsilon * change)
-        else:
-            self.weights.grad.copy_(-direction)
-            self.adam.param_groups[0]["lr"] = epsilon
-            self.adam.step()
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything that must be saved to go on later, θ included."""
-        inner: dict[str, torch.Tensor] = next(iter(self.adam.state.values()), {}) if self.adam else {}
-        return {"theta": self.weights.flat, **{f"outer.{name}": tensor for name, tensor in inner.items()}}
-
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over a saved state; the tensors are copied."""
-        self.weights.restore(tensors["theta"])
-        inner = {k.removeprefix("outer."): v.clone() for k, v in tensors.items() if k.startswith("outer.")}
-        if self.adam and inner:
-            self.adam.load_state_dict({"state": {0: inner}, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
 def sum_directions(

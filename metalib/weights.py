@@ -1,10 +1,16 @@
-"""Weights: everything that is learned, as one point θ in weight space."""
+"""Weights: everything that is learned, as one point θ in weight space; a step of it, and a copy of it on disk."""
 
 from collections.abc import Iterable
+from contextlib import suppress
+from tempfile import TemporaryFile
+from weakref import finalize
 
 import torch
+from safetensors.torch import load, save
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
+
+from metalib.errors import MetalibError
 
 CHUNK = 2**20  # numbers that are worked on at a time, where a copy of all would cost memory
 
@@ -92,3 +98,61 @@ class Weights:
         parameter = nn.Parameter(self.flat[place])
         parameter.grad = self.grad[place]
         return parameter
+
+
+class OuterStep:
+    """θ ← θ + ε · direction (`sgd`, Reptile's equation), or Adam with learning rate ε on −direction (`adam`)."""
+
+    def __init__(self, weights: Weights, kind: str) -> None:
+        self.weights, self.kind = weights, kind
+        self.adam = torch.optim.Adam([weights.leaf()]) if kind == "adam" else None
+
+    def __call__(self, direction: torch.Tensor, epsilon: float) -> None:
+        """Take one step along `direction` (P,), a float64 mean over the tasks of the meta-batch."""
+        if self.adam is None:
+            for theta, change in zip(self.weights.flat.split(CHUNK), direction.split(CHUNK), strict=True):
+                theta.copy_(theta.to(change.dtype) + epsilon * change)
+        else:
+            self.weights.grad.copy_(-direction)
+            self.adam.param_groups[0]["lr"] = epsilon
+            self.adam.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that must be saved to go on later, θ included."""
+        inner: dict[str, torch.Tensor] = next(iter(self.adam.state.values()), {}) if self.adam else {}
+        return {"theta": self.weights.flat, **{f"outer.{name}": tensor for name, tensor in inner.items()}}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over a saved state; the tensors are copied."""
+        self.weights.restore(tensors["theta"])
+        inner = {k.removeprefix("outer."): v.clone() for k, v in tensors.items() if k.startswith("outer.")}
+        if self.adam and inner:
+            self.adam.load_state_dict({"state": {0: inner}, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+class Kept:
+    """A point (P,) that lies in a temporary file, out of memory, for as long as this object lives.
+
+    Raises:
+        MetalibError: it cannot be written.
+    """
+
+    def __init__(self, point: torch.Tensor) -> None:
+        self.device = point.device
+        self.file = TemporaryFile()  # noqa: SIM115 — it goes with this object
+        try:
+            self.file.write(save({"point": point}))
+            self.file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                self.file.close()
+            raise MetalibError(
+                f"{point.nbytes / 2**20:.0f} MiB of first weights cannot be kept in a temporary file ({error}) — free "
+                "some space there, or name another folder: TMPDIR=/path"
+            ) from error
+        finalize(self, self.file.close)
+
+    def read(self) -> torch.Tensor:
+        """A copy of the point (P,), on its device."""
+        self.file.seek(0)
+        return load(self.file.read())["point"].to(self.device)

@@ -18,7 +18,7 @@ from metalib.inner import adapt, untouched
 from metalib.learners import Learner, Reptile
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.training import annealed, check_finite, meta_train, sum_directions
-from metalib.weights import Weights
+from metalib.weights import Kept, Weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
@@ -82,9 +82,9 @@ def test_a_meta_step_takes_three_vectors_beside_its_inner_loops_however_many_tas
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_where_theta_0_cannot_be_kept_the_error_says_so_and_what_to_do(bench, monkeypatch):
-    monkeypatch.setattr("metalib.training.TemporaryFile", partial(open, "/dev/full", "wb"))
+    monkeypatch.setattr("metalib.weights.TemporaryFile", partial(open, "/dev/full", "wb"))
     with pytest.raises(MetalibError, match=r"MiB of first weights cannot be kept .*TMPDIR=/path"):
-        replace(bench)
+        Kept(bench.weights.flat)
 
 
 def test_the_outer_update_is_the_papers_computed_by_hand(bench, config, tmp_path):
