@@ -116,12 +116,18 @@ def threshold(domain: str) -> str:
     return "t" + domain.rpartition(".t")[2]
 
 
+def at_thresholds(reviews: Dataset) -> dict[str, np.ndarray]:
+    """Threshold → all rows of the tasks at this threshold; nothing where tasks have none."""
+    domains = np.asarray(reviews["domain"][:]).astype(str)
+    names = sorted({threshold(domain) for domain in set(domains.tolist()) if ".t" in domain})
+    return {name: np.flatnonzero(np.char.endswith(domains, f".{name}")) for name in names}
+
+
 def threshold_rows(reviews: Dataset, per_class: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Threshold → rows of the tasks at this threshold, as many of each class; nothing where tasks have no threshold."""
-    labels, domains = np.asarray(reviews["label"][:]), np.asarray(reviews["domain"][:])
-    found = {}
-    for place, name in enumerate(sorted({threshold(domain) for domain in set(domains.tolist()) if ".t" in domain})):
-        classes = class_rows(labels, np.flatnonzero(np.char.endswith(domains.astype(str), f".{name}")))
+    """Threshold → some rows of the tasks at this threshold, as many of each class."""
+    labels, found = np.asarray(reviews["label"][:]), {}
+    for place, (name, whole) in enumerate(at_thresholds(reviews).items()):
+        classes = class_rows(labels, whole)
         size, generator = min(per_class, *map(len, classes)), np.random.default_rng((seed, place))
         found[name] = np.concatenate([generator.choice(rows, size, replace=False) for rows in classes])
     return found
@@ -129,6 +135,6 @@ def threshold_rows(reviews: Dataset, per_class: int, seed: int = 0) -> dict[str,
 
 def log_odds(reviews: Dataset) -> dict[str, float]:
     """Threshold → log of positive : negative reviews of the tasks at this threshold."""
-    labels, domains = np.asarray(reviews["label"][:]), np.asarray(reviews["domain"][:]).astype(str)
-    shares = {name: labels[np.char.endswith(domains, f".{name}")].mean() for name in threshold_rows(reviews, 1)}
+    labels = np.asarray(reviews["label"][:])
+    shares = {name: labels[rows].mean() for name, rows in at_thresholds(reviews).items()}
     return {name: float(np.log(share / (1 - share))) for name, share in shares.items()}

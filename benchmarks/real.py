@@ -19,6 +19,7 @@ from protocols import (
     arsc_splits,
     arsc_tasks,
     arsc_validation_tasks,
+    at_thresholds,
     log_odds,
     natural_splits,
     threshold,
@@ -138,7 +139,7 @@ def threshold_heads(learner: Learner, bench: Workbench, known: Known) -> Heads:
 def all_logits(learner: Learner, bench: Workbench, part: str, tasks: list[Task], known: Known) -> dict[str, Logits]:
     """`plain`: logits as trained; `known`, where thresholds and a head are there: with the threshold's head."""
     found = {"plain": task_logits(learner, bench.reviews[part], tasks, known)}
-    if threshold_rows(bench.splits.train, 1) and not isinstance(learner, MetricLearner):
+    if at_thresholds(bench.splits.train) and not isinstance(learner, MetricLearner):
         heads = threshold_heads(learner, bench, known)
         found["known"] = task_logits(learner, bench.reviews[part], tasks, known, heads)
     return found

@@ -377,7 +377,7 @@ def results_page(root: Path) -> str:
         "mixed": searched(tuning, 9600, meta_batch="8", adapt_steps="0"),
         **{f"most_{kind}": searched(tuning, 24000, kind, adapt_steps="5") for kind in KINDS},
         "length": base.max_length, "frozen": base.frozen_layers, "whole_lr": WHOLE_LR,
-        "whole_original": WHOLE_STEPS["amazon_original"], "whole_arsc": WHOLE_STEPS["arsc"],
+        "whole_original": WHOLE_STEPS["amazon_original"],
         "arsc_table": arsc_table(scores), "threshold_table": threshold_table(scores),
         "arsc_paired": arsc_paired_table(scores), "arsc_cost": arsc_cost_table(scores),
         "published": published_table(read(root, "arsc/published.json")), "goal": goal_words(scores, tuning),
