@@ -76,7 +76,7 @@ bench: setup ## measure what everything costs: make bench DATA=reviews.json MODE
 	$(BIN)/python benchmarks/bench.py --data "$(DATA)" --model "$(MODEL)"
 
 bench-gpu: setup ## tasks a second on a GPU, for 1, 4 and 16 tasks at a time
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py $(if $(DATA),--data "$(DATA)") $(if $(MODEL),--model "$(MODEL)")
 
 REAL := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py
 

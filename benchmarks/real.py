@@ -84,6 +84,8 @@ class Tune:
     """Values to try, e.g. `--grid adapt_lr=1e-4,3e-4 adapt_steps=5,10`."""
     runs: Path = ROOT / "runs" / "real"
     """Where they are trained."""
+    average: bool = False
+    """Score the mean of all weights that were trained as well, e.g. of `--grid seed=0,1,2`."""
 
 
 @dataclass
@@ -295,19 +297,28 @@ def tune_learner(tune: Tune, base: Config) -> None:
     known: Known = {}
     file = ROOT / "results" / tune.setting / "tuning.json"
     rows, trained = read_json(file)["rows"] if file.exists() else [], Path()
+
+    def add(bench: Workbench, config: Config, settings: dict[str, Any]) -> None:
+        logits = all_logits(bench.learner(replace(config, adapt="head")), bench, "validation", tasks, known)
+        means = mean_scores(task_scores(logits, tasks, labels, odds))
+        precision = {"precision": "bf16"} if bench.accelerator.mixed_precision == "bf16" else {}
+        rows.append({"learner": tune.learner, "settings": {**settings, **precision}, "review_passes":
+                     config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
+        print(tune.learner, settings, means, flush=True)
+        write_json(file, {"validation_domains": list(splits.validation_domains), "tasks": len(tasks), "rows": rows})
+
+    points = []
     for choice, config in combinations(replace(base.for_learner(tune.learner), baselines=()), parse_grid(tune.grid)):
         fixed = {"meta_steps": config.meta_steps, **{key: value for key, value in choice.items() if "adapt" not in key}}
         folder = tune.runs / f"{tune.setting}-tune" / tune.learner / "-".join(f"{k}={v}" for k, v in fixed.items())
         if folder != trained:
-            (bench, minutes), known, trained = train_piece(config, splits, folder), {}, folder
-        tested = replace(config, adapt="head")
-        logits = all_logits(bench.learner(tested), bench, "validation", tasks, known)
-        means = mean_scores(task_scores(logits, tasks, labels, odds))
-        precision = {"precision": "bf16"} if bench.accelerator.mixed_precision == "bf16" else {}
-        rows.append({"learner": tune.learner, "settings": {**choice, **precision}, "review_passes":
-                     config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
-        print(tune.learner, fixed, choice, means, f"{minutes:.1f} min", flush=True)
-        write_json(file, {"validation_domains": list(splits.validation_domains), "tasks": len(tasks), "rows": rows})
+            (bench, _), known, trained = train_piece(config, splits, folder), {}, folder
+            points.append(bench.weights.snapshot())
+        add(bench, config, choice)
+    if tune.average:
+        bench.weights.restore(torch.stack(points).mean(dim=0))
+        known = {}
+        add(bench, config, {**choice, "averaged": len(points)})
 
 
 def mean_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -6,27 +6,37 @@ back for itself, and the result gets it back at the end.
 
 *Word rows.* Half of a small encoder's weights are word embeddings, and a support set needs a few hundred of their
 30,000 rows. The others have a gradient of zero and do not move (with SGD, and with Adam where β₁ = 0), so the inner
-loop works on a small matrix of the rows that do.
+loop works on a small matrix of the rows that do. On a CPU only.
+
+*Recording.* A GPU computes a small batch faster than Python can ask for it, hundreds of kernels one by one. So the
+forward and backward pass of each shape of batch is recorded once, as a CUDA graph, and played back in one call.
 """
 
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import flash_attention_mask
 
 from metalib.weights import Weights
 
+if TYPE_CHECKING:
+    from metalib.models import TokenizedReviews
+
 log = logging.getLogger("metalib")
 Tensors = tuple[torch.Tensor, ...]
+Passes = Callable[[PreTrainedModel, dict[str, torch.Tensor], float], torch.Tensor]
 PACKED = "metalib_packed"
 WORTH_IT = 1_000_000  # numbers saved; below, a smaller matrix of words does not pay
+ROOM: ContextVar[int] = ContextVar("room", default=0)  # tokens that a packed batch takes; 0: as many as it has
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,8 @@ class Padding:
 
     Attributes:
         keep: (rows, longest) where the padded batch holds a token.
-        places: (tokens,) the numbers of these places, row by row.
+        places: (tokens,) the numbers of these places, row by row; behind them, where there is more room than tokens,
+            the batch's last place again and again, which then is padding.
     """
 
     keep: torch.Tensor
@@ -80,7 +91,9 @@ def take_padding_out(stack: nn.Module, given: tuple, named: dict[str, Any]) -> t
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         return None
     keep = mask.bool()
-    padding = Padding(keep, keep.flatten().nonzero().flatten())
+    flat, room = keep.flatten(), ROOM.get()
+    places = torch.nonzero_static(flat, size=room, fill_value=len(flat) - 1) if room else flat.nonzero()
+    padding = Padding(keep, places.flatten())
     named = {**named, "attention_mask": padding}
     if given:
         return (padding.take_out(given[0]), *given[1:]), named
@@ -133,8 +146,15 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
     return logits
 
 
+def packed_mask(*, attention_mask: torch.Tensor | None = None, **unused: Any) -> torch.Tensor | None:
+    """The mask as it is, or None where there is no padding (which cannot be asked while a GPU records)."""
+    if attention_mask is None or (not ROOM.get() and attention_mask.all()):
+        return None
+    return attention_mask
+
+
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, flash_attention_mask)  # the mask as it is, or None where there is no padding
+AttentionMaskInterface.register(PACKED, packed_mask)
 
 
 class Moving:
@@ -154,7 +174,8 @@ class Moving:
         name, self.table = word_table(model, names)
         if self.table is not None:
             self.words = words()
-            if (self.table.num_embeddings - len(self.words)) * self.table.embedding_dim < WORTH_IT:
+            saved = (self.table.num_embeddings - len(self.words)) * self.table.embedding_dim
+            if saved < WORTH_IT or weights.flat.is_cuda:  # a recording needs everything to stay in its place
                 name, self.table = "", None
         self.leaves = [weights.leaf(place) for place in weights.places(each for each in names if each != name)]
         if self.table is not None:
@@ -202,3 +223,74 @@ def word_table(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Embedd
         return "", None
     users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table.weight]
     return (users[0], table) if len(users) == 1 and users[0] in names else ("", None)
+
+
+class Recorder:
+    """A model's forward and backward passes on a GPU, each shape of batch recorded and played back.
+
+    So that shapes recur, texts are padded to a multiple of 32 tokens, and packed batches to one of 128. A shape is
+    computed without a recording when it is first met, and recorded when it comes again. Dropout is drawn anew at every
+    playback, from the seed that is set then. What cannot be recorded (a model that looks at its numbers, say) is
+    computed as ever.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[tuple] = set()
+        self.recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]] = {}
+        self.works = True
+
+    def play(
+        self, passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", rows: np.ndarray, share: float
+    ) -> torch.Tensor:
+        """As `play` below."""
+        lengths = reviews.lengths[rows]
+        rows = rows[np.argsort(-lengths, kind="stable")]  # the batch's last place is padding, if any is
+        longest = min(32 * -(-int(lengths.max()) // 32), int(reviews.lengths.max()))
+        room = min(128 * -(-int(lengths.sum()) // 128), len(rows) * longest)
+        inputs = reviews.batch(rows, longest)
+        places = [(p.data_ptr(), p.requires_grad, p.grad.data_ptr() if p.grad is not None else 0)
+                  for p in model.parameters()]  # fmt: skip
+        key = (passes, len(rows), longest, room, share, model.training, torch.is_autocast_enabled("cuda"), *places)
+        token = ROOM.set(room)
+        try:
+            if key in self.seen and key not in self.recordings and self.works:
+                self.record(key, passes, model, inputs, share)
+            self.seen.add(key)
+            if key not in self.recordings:
+                return passes(model, inputs, share)
+        finally:
+            ROOM.reset(token)
+        graph, given, loss = self.recordings[key]
+        for name, tensor in inputs.items():
+            given[name].copy_(tensor)
+        graph.replay()
+        return loss
+
+    def record(
+        self, key: tuple, passes: Passes, model: PreTrainedModel, inputs: dict[str, torch.Tensor], share: float
+    ) -> None:
+        """Record the passes over a batch of this shape; nothing is computed yet."""
+        graph, given = torch.cuda.CUDAGraph(), {name: tensor.clone() for name, tensor in inputs.items()}
+        pool = next(iter(self.recordings.values()))[0].pool() if self.recordings else None
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                loss = passes(model, given, share)
+            self.recordings[key] = graph, given, loss
+        except Exception as error:  # other people's code again
+            self.works = False
+            log.info("%s is not recorded: %s", type(model).__name__, error)
+
+
+RECORDERS: WeakKeyDictionary[nn.Module, Recorder] = WeakKeyDictionary()
+
+
+def play(
+    passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", rows: np.ndarray, share: float
+) -> torch.Tensor:
+    """`passes(model, batch, share)` for the batch of some rows; on a GPU recorded, and played back.
+
+    What it does must follow from shapes alone; it adds to the parameters' `grad` and returns a tensor.
+    """
+    if reviews.device.type == "cuda" and all(p.grad is not None for p in model.parameters() if p.requires_grad):
+        return RECORDERS.setdefault(model, Recorder()).play(passes, model, reviews, rows, share)
+    return passes(model, reviews.batch(rows), share)

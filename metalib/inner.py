@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from metalib.fast import Moving
+from metalib import fast
 from metalib.models import TokenizedReviews, seeded
 from metalib.parts import Adapts, adaptable
 from metalib.weights import Weights
@@ -74,6 +74,13 @@ def minibatches(rows: np.ndarray, batch_size: int, steps: int, seed: tuple[int, 
             step += 1
 
 
+def forward_backward(model: PreTrainedModel, inputs: dict[str, torch.Tensor], share: float) -> torch.Tensor:
+    """Add `share` times the gradient of a batch's mean loss to the weights' `grad`; returns as much of the loss."""
+    loss = model(**inputs).loss * share
+    loss.backward()
+    return loss.detach()
+
+
 def add_gradient(
     model: PreTrainedModel, reviews: TokenizedReviews, rows: np.ndarray, micro_batch: int = 0
 ) -> torch.Tensor:
@@ -85,9 +92,7 @@ def add_gradient(
     total = torch.zeros((), device=reviews.device)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        loss = model(**reviews.batch(part)).loss * (len(part) / len(rows))
-        loss.backward()
-        total += loss.detach()
+        total += fast.play(forward_backward, model, reviews, part, len(part) / len(rows))
     return total
 
 
@@ -118,7 +123,7 @@ def adapt(
     if after_step:
         after_step(0)
     was_training = model.training
-    moving = Moving(model, weights, names, lambda: reviews.words(support))
+    moving = fast.Moving(model, weights, names, lambda: reviews.words(support))
     optimizer = loop.make_optimizer(moving.leaves)
     with seeded(seed, weights.flat.device), only(model, names), moving:
         for step, rows in enumerate(minibatches(support, loop.batch_size, loop.steps, seed)):

@@ -226,10 +226,13 @@ class TokenizedReviews:
         made.padding, made.device = tokenizer.pad_token_id, torch.device(device)
         return made
 
-    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """The model's input for some rows: `input_ids` and `attention_mask` (rows, longest), `labels` (rows,)."""
+    def batch(self, rows: np.ndarray, longest: int = 0) -> dict[str, torch.Tensor]:
+        """The model's input for some rows: `input_ids` and `attention_mask` (rows, longest), `labels` (rows,).
+
+        They are padded to `longest` tokens; 0: to the longest among them.
+        """
         lengths = self.lengths[rows]
-        mask = np.arange(lengths.max()) < lengths[:, None]
+        mask = np.arange(longest or lengths.max()) < lengths[:, None]
         input_ids = np.full(mask.shape, self.padding)
         input_ids[mask] = np.concatenate([self.tokens[row] for row in rows])
         columns = {

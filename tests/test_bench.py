@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -20,6 +21,7 @@ from bench import (  # noqa: E402
     world_bench,
 )
 from bench_report import page, same_theta_table, write_tables  # noqa: E402
+from stack import Stack  # noqa: E402
 
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
@@ -41,6 +43,17 @@ def test_a_difference_is_found(bench):
     pair.plain.inner_lr *= 1.01
     with pytest.raises(AssertionError, match="differ"):
         pair.compare(1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_tasks_in_step_have_the_directions_of_one_by_one(bench, count):
+    pair = Pair(bench, 4, 2, 3, 5, "longest")
+    tasks = [pair.sampler[index] for index in range(count)]
+    stack = Stack(bench, count, pair.config.training_loop(), 600, torch.float32)
+    for _ in range(2):
+        found = stack.directions(tasks)
+        for place, task in enumerate(tasks):
+            assert stack.same(found, place, pair.direction(task), task) <= 1e-4
 
 
 def test_operations_are_those_that_torch_counts(bench, monkeypatch):

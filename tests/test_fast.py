@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from metalib import fast
-from metalib.inner import InnerLoop, adapt, untouched
+from metalib.inner import InnerLoop, adapt, forward_backward, untouched
 from metalib.models import TINY, TokenizedReviews
 from metalib.parts import add_lora, merge_lora
 from metalib.weights import Weights
@@ -66,6 +66,31 @@ def test_a_packed_model_has_the_same_logits_and_gradients(name, lengths, attend,
     packed_logits, packed_slope = gradient(model, batch)
     torch.testing.assert_close(packed_logits, logits, rtol=1e-5, atol=1e-6)
     assert (packed_slope - slope).norm() <= 1e-5 * slope.norm()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_more_room_than_tokens_changes_nothing(name, lengths, monkeypatch):
+    monkeypatch.setattr(fast, "text_by_text", fast.all_at_once)
+    lengths = tuple(sorted(lengths, reverse=True))  # so that the last place is padding
+    model, batch = make(CONFIGS[name]), batch_of(lengths)
+    logits, slope = gradient(model, batch)
+    assert fast.pack(model)
+    token = fast.ROOM.set(min(sum(lengths) + 3, len(lengths) * max(lengths)))
+    roomy_logits, roomy_slope = gradient(model, batch)
+    fast.ROOM.reset(token)
+    torch.testing.assert_close(roomy_logits, logits, rtol=1e-5, atol=1e-6)
+    assert (roomy_slope - slope).norm() <= 1e-5 * slope.norm()
+
+
+def test_a_batch_in_the_shape_of_a_recording_has_the_same_gradient(bench):
+    rows, reviews, slopes = np.arange(7), bench.reviews["train"], []
+    for play in (fast.play, fast.Recorder().play):
+        bench.weights.grad.zero_()
+        loss = play(forward_backward, bench.model, reviews, rows, 0.5)
+        slopes.append((loss, bench.weights.grad.clone()))
+    torch.testing.assert_close(slopes[1][0], slopes[0][0])
+    assert (slopes[1][1] - slopes[0][1]).norm() <= 1e-5 * slopes[0][1].norm()
 
 
 def tokens_seen(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> int:
