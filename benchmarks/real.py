@@ -25,7 +25,9 @@ from protocols import (
     threshold,
     threshold_rows,
 )
+from safetensors.torch import load
 
+from metalib.checkpoint import read_checkpoint
 from metalib.config import Config, read_config
 from metalib.errors import MetalibError
 from metalib.evaluation import compare, constant_predictions, score, summarise
@@ -191,21 +193,41 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
         return
     start_folder(folder, settings)
     bench, minutes = train_piece(config, splits, folder)
-    started = process_time()
-    whole = replace(config, adapt="all", adapt_lr=tables.WHOLE_LR, adapt_steps=tables.WHOLE_STEPS[run.setting])
-    tested = whole if run.whole else replace(config, adapt="head")
+    facts = {"learner": config.learner, "adapts": kind, "seed": config.seed,
+             "review_passes": config.meta_steps * config.passes_per_step()}  # fmt: skip
+    test_piece(run, bench, tasks, folder, facts, minutes)
+
+
+def test_piece(
+    run: Run, bench: Workbench, tasks: list[Task], folder: Path, facts: dict[str, Any], minutes: float
+) -> None:
+    """Test what a bench has learned; writes `head.json` and `head.npz` (or `whole.…`)."""
+    started, kind = process_time(), facts["adapts"]
+    whole = {"adapt": "all", "adapt_lr": tables.WHOLE_LR, "adapt_steps": tables.WHOLE_STEPS[run.setting]}
+    tested = replace(bench.config, **(whole if kind == "whole" else {"adapt": "head"}))
     logits = all_logits(bench.learner(tested), bench, "test", tasks, {})
-    facts = {
-        "learner": config.learner,
-        "adapts": kind,
-        "seed": config.seed,
-        "review_passes": config.meta_steps * config.passes_per_step(),
-        "minutes": {"training": minutes, "test": (process_time() - started) / 60},
-    }
+    facts = {**facts, "minutes": {"training": minutes, "test": (process_time() - started) / 60}}
     arrays = {f"{name}-{place}": each for name, lot in logits.items() for place, each in enumerate(lot)}
     np.savez_compressed(folder / f"{kind}.npz", **arrays)
     write_json(folder / f"{kind}.json", facts)
     print(f"{folder.name}: {facts['review_passes']} passes, {facts['minutes']}", flush=True)
+
+
+def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
+    """Test the one model whose weights are the mean of all seeds', where these are done (Wortsman et al. 2022)."""
+    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in range(tables.SEEDS["arsc"]["joint"])]
+    folder = run.runs / run.setting / f"{config.learner}-average"
+    if (folder / "head.json").exists() or not all((source / "head.json").exists() for source in sources):
+        return
+    folder.mkdir(exist_ok=True)
+    bench, facts, points = make_bench(config, splits), [read_json(source / "head.json") for source in sources], []
+    for source in sources:
+        kept = read_checkpoint(source / "checkpoint")
+        assert kept is not None, f"{source} was tested and has no checkpoint"
+        points.append(load(kept[1])["theta"])
+    bench.weights.restore(torch.stack(points).mean(dim=0))
+    total = {"review_passes": sum(each["review_passes"] for each in facts), "averaged": len(facts)}
+    test_piece(run, bench, tasks, folder, {**facts[0], **total}, sum(each["minutes"]["training"] for each in facts))
 
 
 def pieces(run: Run, base: Config) -> list[Config]:
@@ -271,6 +293,7 @@ def run_arsc(run: Run, base: Config) -> None:
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
+    run_average(run, base.for_learner("joint"), splits, tasks)
     done = finished(run.runs / run.setting)
     found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}
@@ -298,12 +321,12 @@ def tune_learner(tune: Tune, base: Config) -> None:
     file = ROOT / "results" / tune.setting / "tuning.json"
     rows, trained = read_json(file)["rows"] if file.exists() else [], Path()
 
-    def add(bench: Workbench, config: Config, settings: dict[str, Any]) -> None:
+    def add(bench: Workbench, config: Config, settings: dict[str, Any], models: int = 1) -> None:
         logits = all_logits(bench.learner(replace(config, adapt="head")), bench, "validation", tasks, known)
         means = mean_scores(task_scores(logits, tasks, labels, odds))
         precision = {"precision": "bf16"} if bench.accelerator.mixed_precision == "bf16" else {}
         rows.append({"learner": tune.learner, "settings": {**settings, **precision}, "review_passes":
-                     config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
+                     models * config.meta_steps * config.passes_per_step(), **means})  # fmt: skip
         print(tune.learner, settings, means, flush=True)
         write_json(file, {"validation_domains": list(splits.validation_domains), "tasks": len(tasks), "rows": rows})
 
@@ -318,7 +341,7 @@ def tune_learner(tune: Tune, base: Config) -> None:
     if tune.average:
         bench.weights.restore(torch.stack(points).mean(dim=0))
         known = {}
-        add(bench, config, {**choice, "averaged": len(points)})
+        add(bench, config, {**choice, "averaged": len(points)}, len(points))
 
 
 def mean_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -344,7 +367,7 @@ def main(words: list[str] | None = None) -> None:
         else:
             run_original(asked, base)
     except MetalibError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {error}".replace("--out", "--runs")) from error
 
 
 if __name__ == "__main__":

@@ -34,17 +34,23 @@ KINDS = {  # of prediction, on ARSC
 
 
 plots.LABELS |= {f"{name}*": f"{words}, all weights adapt" for name, words in plots.LABELS.items()}
+plots.LABELS["joint+"] = f"{plots.LABELS['joint']}, seeds averaged"
 
 
 def method(facts: dict[str, Any]) -> str:
-    """`reptile`; `reptile*` where all weights adapt at the test, not the head alone."""
+    """`reptile`; `reptile*`: all weights adapt at the test, not the head alone; `reptile+`: the mean of its seeds."""
     name: str = facts["learner"]
-    return name + "*" * (facts["adapts"] == "whole")
+    return name + "*" * (facts.get("adapts") == "whole") + "+" * ("averaged" in facts)
+
+
+def learner(method: str) -> str:
+    """The method without its mark."""
+    return method.rstrip("*+")
 
 
 def fill(method: str) -> Literal["none", "full"]:
-    """Hollow marks where all weights adapt."""
-    return "none" if method.endswith("*") else "full"
+    """Hollow marks where all weights adapt, or several seeds are one."""
+    return "full" if method == learner(method) else "none"
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
@@ -129,7 +135,7 @@ def arsc_difference(a: list[Piece], b: list[Piece], metric: str, kind: str = "pl
 def arsc_pairs(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Each learner less the baselines, in both scores."""
     methods = by_method(scores)
-    names = [(a, b) for b in ("finetuned", "joint") for a in methods if a not in ("finetuned", b) and "*" not in a]
+    names = [(a, b) for b in ("finetuned", "joint") for a in methods if a not in ("finetuned", b) and a == learner(a)]
     if {"reptile", "protonet"} <= methods.keys():
         names.append(("protonet", "reptile"))
     return [arsc_difference(methods[a], methods[b], metric) for a, b in names if b in methods
@@ -223,7 +229,7 @@ def original_figure(evaluation: dict[str, Any]) -> Figure:
             point = entry["overall"][metric]
             low, high = (abs(100 * (end - point["mean"])) for end in point["ci95"])
             axes.errorbar(100 * point["mean"], place, xerr=[[low], [high]], fmt="o", capsize=4,
-                          color=plots.COLOURS[name.removesuffix("*")], fillstyle=fill(name))  # fmt: skip
+                          color=plots.COLOURS[learner(name)], fillstyle=fill(name))  # fmt: skip
         constant = 100 * evaluation["methods"]["majority"]["overall"][metric]["mean"]
         axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"majority class: {constant:.1f}")
         axes.set(xlabel=f"{metric.replace('_', ' ')} [%]")
@@ -240,7 +246,7 @@ def arsc_figure(scores: dict[str, Any]) -> Figure:
     for name, pieces in by_method(scores).items():
         for kind, marker in (("plain", "o"), ("half", "^")):
             x, y = ([mean(piece, kind, metric) for piece in pieces] for metric in METRICS[:2])
-            axes.plot(x, y, marker, color=plots.COLOURS[name.removesuffix("*")], fillstyle=fill(name),
+            axes.plot(x, y, marker, color=plots.COLOURS[learner(name)], fillstyle=fill(name),
                       label=plots.label(name) if kind == "plain" else None)  # fmt: skip
     constant = mean(scores["pieces"][0], "always_positive", "accuracy")
     axes.axvline(constant, color=plots.COLOURS["majority"], linestyle="--", label=f"always positive: {constant:.1f}")
@@ -285,7 +291,8 @@ def published_table(published: dict[str, Any]) -> str:
 
 def chosen(tuning: dict[str, Any]) -> tuple[str, str]:
     """Learner and kind of prediction that come nearest to both goals, or go furthest beyond, on validation domains."""
-    margins = {(row["learner"], kind): min(100 * row[kind][metric] - goal for metric, goal in GOAL.items())
+    margins = {(method(row | row["settings"]), kind): min(100 * row[kind][metric] - goal
+                                                          for metric, goal in GOAL.items())
                for row in sorted(tuning["rows"], key=lambda row: row["review_passes"])
                for kind in KINDS if kind in row}  # fmt: skip
     return max(margins, key=margins.__getitem__)
@@ -343,11 +350,11 @@ def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str
         for metric in METRICS[:2]:
             for kind in kinds_of(pieces[0]):
                 value = fmean(mean(piece, kind, metric) for piece in pieces)
-                found[f"arsc_{name.replace('*', '_whole')}_{metric}_{kind}"] = f"{value:.1f}"
+                found[f"arsc_{name.replace('*', '_whole').replace('+', '_average')}_{metric}_{kind}"] = f"{value:.1f}"
     for name, entry in evaluation["methods"].items():
         for metric in METRICS[:2]:
             found[f"original_{name.replace('*', '_whole')}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
-    passes = max(piece["review_passes"] for piece in scores["pieces"])
+    passes = max(piece["review_passes"] for piece in scores["pieces"] if "averaged" not in piece)
     found |= {"passes": f"{passes:,}",
               "original_passes": f"{evaluation['cost']['joint']['review_passes']:,}"}  # fmt: skip
     found["always_positive"] = f"{mean(scores['pieces'][0], 'always_positive', 'accuracy'):.1f}"

@@ -36,6 +36,7 @@ Tensors = tuple[torch.Tensor, ...]
 Passes = Callable[[PreTrainedModel, dict[str, torch.Tensor], float], torch.Tensor]
 PACKED = "metalib_packed"
 WORTH_IT = 1_000_000  # numbers saved; below, a smaller matrix of words does not pay
+MOST = 200  # shapes that are recorded: each keeps some memory
 ROOM: ContextVar[int] = ContextVar("room", default=0)  # tokens that a packed batch takes; 0: as many as it has
 
 
@@ -253,7 +254,7 @@ class Recorder:
         key = (passes, len(rows), longest, room, share, model.training, torch.is_autocast_enabled("cuda"), *places)
         token = ROOM.set(room)
         try:
-            if key in self.seen and key not in self.recordings and self.works:
+            if key in self.seen and key not in self.recordings and self.works and len(self.recordings) < MOST:
                 self.record(key, passes, model, inputs, share)
             self.seen.add(key)
             if key not in self.recordings:
