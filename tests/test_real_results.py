@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from metalib.checkpoint import save_checkpoint
 from metalib.config import Config
 from metalib.inner import InnerLoop, untouched
 from metalib.learners import LEARNERS
@@ -146,6 +147,24 @@ def test_a_piece_that_was_started_with_other_settings_is_refused_not_taken_for_t
     real.run_piece(run, replace(base, max_length=7), splits, [])  # as it was: it is done, and nothing is trained
 
 
+def test_the_seeds_are_averaged_once_all_are_done(bench, config, tmp_path, monkeypatch) -> None:
+    run, tested = real.Run("arsc", "", "", runs=tmp_path), []
+    monkeypatch.setattr(real, "make_bench", lambda *_: bench)
+    monkeypatch.setattr(real, "test_piece", lambda *given: tested.append((bench.weights.snapshot(), *given[3:])))
+    for seed in range(3):
+        real.run_average(run, config.for_learner("joint"), bench.splits, [])
+        folder = tmp_path / "arsc" / f"joint-{seed}"
+        save_checkpoint(folder / "checkpoint", 6, {"theta": bench.theta_0 * seed})
+        facts = {"learner": "joint", "seed": seed, "review_passes": 10, "minutes": {"training": 2.0, "test": 1.0}}
+        real.write_json(folder / "head.json", facts)
+    assert not tested
+    real.run_average(run, config.for_learner("joint"), bench.splits, [])
+    ((point, folder, facts, minutes),) = tested
+    torch.testing.assert_close(point, bench.theta_0)
+    assert (folder.name, minutes, facts["averaged"], facts["review_passes"]) == ("joint-average", 6.0, 3, 30)
+    assert tables.method(facts) == "joint+" and tables.learner("joint+") == "joint"
+
+
 def test_half_and_all_of_a_thresholds_log_odds_are_added_to_the_margin() -> None:
     logits = [np.asarray([[0.0, -1.0], [0.0, -2.0], [0.0, 1.0], [0.0, -0.5]])]
     tasks, truth = [Task(np.arange(0), np.arange(4), "d.t2", 0)], np.asarray([1, 0, 1, 1])
@@ -209,7 +228,8 @@ def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings
     for piece in scores["pieces"]:
         assert {name.rpartition("/")[0] for name in piece["tasks"]} == tasks
         config = base.for_learner(piece["learner"])
-        assert piece["review_passes"] == config.meta_steps * config.passes_per_step()
+        models = piece.get("averaged", 1)
+        assert piece["review_passes"] == models * config.meta_steps * config.passes_per_step()
         assert round(tables.mean(piece, "always_positive", "accuracy"), 1) == 78.1  # counted from the published files
     tuned = tables.read(ROOT, "arsc/tuning.json")["validation_domains"]
     assert not {domain.rpartition(".t")[0] for domain in tuned} & set(protocols.ARSC_TARGETS)
