@@ -1,8 +1,8 @@
 """The notebooks as a newcomer meets them: JupyterLab in a browser, Run All Cells, a widget moved.
 
 Chromium is driven through menus and keyboard. Nothing may stop the reader (a dialog), nothing may be red (an error, a
-line on stderr, the browser's console), and every slider and dropdown must change the figure below it. All of it happens
-in a copy. At the end stand small notebooks that were made up to break each rule.
+line on stderr, the browser's console), and every slider, dropdown and text field must change the figure below it. All
+of it happens in a copy. At the end stand small notebooks that were made up to break each rule.
 """
 
 import os
@@ -44,7 +44,7 @@ window.isDone = () => isIdle() && (codeCells().every(cell => cell.executionCount
                                    || outputs().some(output => output.output_type === 'error'));
 """
 WIDGET = "application/vnd.jupyter.widget-view+json"
-CONTROL = ".noUi-handle, .widget-dropdown select"
+CONTROL = ".noUi-handle, .widget-dropdown select, .widget-text input"
 RED = "[data-mime-type='application/vnd.jupyter.stderr']"  # tracebacks are shown as this, too
 
 
@@ -83,10 +83,13 @@ def choose(page: Page, menu: str, item: str) -> None:
 
 
 def move(control: Locator) -> None:
-    """Move a slider by one step, back from its end; choose the next entry of a dropdown, after the last the first."""
+    """Move a slider by one step, back from its end; choose a dropdown's next entry, after its last the first; type."""
     if control.get_attribute("role") == "slider":
         at_end = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
         control.press("ArrowLeft" if at_end else "ArrowRight")
+    elif control.evaluate("control => control.tagName") == "INPUT":
+        control.fill("The handle is dull.")
+        control.press("Enter")
     else:
         control.select_option(index=control.evaluate("list => (list.selectedIndex + 1) % list.length"))
 
@@ -140,14 +143,15 @@ def use(page: Page, address: str, patience: float = 60) -> list[str]:
     if wrong:
         return wrong
 
-    views = sum(WIDGET in output.get("data", {}) for output in outputs)
+    shown = [output["data"] for output in outputs if WIDGET in output.get("data", {})]
+    views = sum(data["text/plain"].startswith("interactive") for data in shown)  # a bar that is full may be gone
     page.wait_for_function(f"document.querySelectorAll('.jp-OutputArea-output > .jupyter-widgets').length >= {views}")
     page.wait_for_timeout(1000)  # a widget is there a moment before its sliders are
     cells = page.locator(".jp-CodeCell", has=page.locator(CONTROL)).all()
     for cell in cells:
         for number in range(cell.locator(CONTROL).count()):
             wrong += moved(page, cell, number, patience)
-    return wrong + dialogs(page, "at the end") + ([] if cells else ["no slider or dropdown"])
+    return wrong + dialogs(page, "at the end") + ([] if cells else ["no control"])
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +209,7 @@ FAULTS = [
     ("on stderr", made_up(SLIDER, "import warnings; warnings.warn('look')")),
     ("on the console: red", made_up(SLIDER, "Javascript('console.error(\"red\")')")),
     ("on the console: thrown", made_up(SLIDER, "Javascript('setTimeout(() => {throw new Error(\"thrown\")})')")),
-    ("no slider or dropdown", made_up("draw(1)")),
+    ("no control", made_up("draw(1)")),
     ("control 2 does not change", made_up("interact(lambda x, y: draw(x), x=(1, 9), y=(1, 9));")),
     ("control 1 does not change", made_up("interact(lambda x: print(x), x=(1, 9));")),
     ("in the output of a widget", made_up("interact(lambda x: draw(5 / (x - 6)), x=(1, 9));")),
