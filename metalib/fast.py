@@ -251,7 +251,8 @@ class Recorder:
         inputs = reviews.batch(rows, longest)
         places = [(p.data_ptr(), p.requires_grad, p.grad.data_ptr() if p.grad is not None else 0)
                   for p in model.parameters()]  # fmt: skip
-        key = (passes, len(rows), longest, room, share, model.training, torch.is_autocast_enabled("cuda"), *places)
+        precision = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        key = (passes, len(rows), longest, room, share, model.training, precision, *places)
         token = ROOM.set(room)
         try:
             if key in self.seen and key not in self.recordings and self.works and len(self.recordings) < MOST:
