@@ -69,6 +69,12 @@ class Run:
     """At most so many seeds."""
     whole: bool = False
     """At the test let all weights adapt, not the head alone: rows of their own, from the same trained weights."""
+    long: bool = False
+    """ARSC: joint training alone, once through all training reviews: rows of their own, beside those of equal cost."""
+
+    def folder(self, learner: str, seed: int | str) -> Path:
+        """Of a piece."""
+        return self.runs / self.setting / f"{learner}{'-long' if self.long else ''}-{seed}"
 
 
 @dataclass
@@ -186,7 +192,7 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
     Raises:
         BadInput: the piece's folder was started with other settings.
     """
-    folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
+    folder, kind = run.folder(config.learner, config.seed), "whole" if run.whole else "head"
     settings = replace(config, baselines=())
     refuse_other_settings(folder, settings)
     if (folder / f"{kind}.json").exists():
@@ -215,8 +221,8 @@ def test_piece(
 
 def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
     """Test the one model whose weights are the mean of all seeds', where these are done (Wortsman et al. 2022)."""
-    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in range(tables.SEEDS["arsc"]["joint"])]
-    folder = run.runs / run.setting / f"{config.learner}-average"
+    sources = [run.folder(config.learner, seed) for seed in range(tables.SEEDS["arsc"]["joint"])]
+    folder = run.folder(config.learner, "average")
     if (folder / "head.json").exists() or not all((source / "head.json").exists() for source in sources):
         return
     folder.mkdir(exist_ok=True)
@@ -232,12 +238,14 @@ def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> 
 
 def pieces(run: Run, base: Config) -> list[Config]:
     """The settings of every piece: the first seed of all learners, then the other seeds."""
-    names = [name for name in (*base.baselines, base.learner) if not run.only or name in run.only]
+    only = ("joint",) if run.long else run.only
+    names = [name for name in (*base.baselines, base.learner) if not only or name in only]
     if run.whole:
         names = [name for name in names if not issubclass(LEARNERS[name], MetricLearner)]
     plan = [(name, seed) for seed in range(run.seeds) for name in names
             if seed < tables.SEEDS[run.setting].get(name, 1)]  # fmt: skip
-    return [replace(base.for_learner(name), seed=seed) for name, seed in plan]
+    more = {"meta_steps": tables.LONG_STEPS} if run.long else {}
+    return [replace(base.for_learner(name), seed=seed, **more) for name, seed in plan]
 
 
 def finished(folder: Path) -> list[tuple[dict[str, Any], dict[str, Logits]]]:
