@@ -19,7 +19,7 @@ UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run results family phase real bench bench-gpu test test-all notebooks check lab lock clean
+.PHONY: help setup run results family phase real bench bench-gpu test test-gpu test-all notebooks check lab lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -86,10 +86,12 @@ real: setup ## make RESULTS.md again from a folder with amazon22.json and arsc.p
 	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL)
 	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL) --whole --only finetuned joint
 	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL)
+	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL) --long
 	$(REAL) tables
 
-# Tests use nothing from the network, and draw to no screen.
+# Tests use nothing from the network, compute where everyone can, and draw to no screen.
 test test-all: export HF_HUB_OFFLINE = 1
+test test-all: export ACCELERATE_USE_CPU = true
 test test-all: export TOKENIZERS_PARALLELISM = false
 test test-all: export MPLBACKEND = Agg
 
@@ -102,6 +104,9 @@ NBVAL := $(BIN)/python -m pytest --nbval --nbval-current-env -x --nbval-cell-tim
 test: check ## ruff, mypy, the quick tests and the notebooks
 	$(BIN)/python -m pytest -m "not slow"
 	OMP_NUM_THREADS=1 $(NBVAL)
+
+test-gpu: setup ## what holds on a GPU alone
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_gpu.py
 
 test-all: check ## ruff, mypy, all tests and the notebooks
 	$(BIN)/python -m pytest

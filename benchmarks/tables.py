@@ -40,7 +40,7 @@ plots.LABELS |= {f"{name}+": f"{plots.LABELS[name]}, seeds averaged" for name in
 
 
 def method(facts: dict[str, Any]) -> str:
-    """`reptile`; `reptile*`: all weights adapt at the test; `joint^`: trained longer; `joint+`: the mean of its seeds."""
+    """`reptile`; `reptile*`: all weights adapt at the test; `joint^`: trained longer; `joint+`: its seeds' mean."""
     name: str = facts["learner"]
     long = facts["review_passes"] / facts.get("averaged", 1) >= LONG
     return name + "*" * (facts.get("adapts") == "whole") + "^" * long + "+" * ("averaged" in facts)

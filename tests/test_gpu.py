@@ -1,5 +1,6 @@
-"""What holds on a GPU; skipped where there is none. The fast path there records passes and plays them back."""
+"""What holds on a GPU (`make test-gpu`). The fast path there records passes and plays them back."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,9 @@ from metalib.tasks import TaskSampler
 from metalib.training import Workbench
 from metalib.weights import Weights
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or "ACCELERATE_USE_CPU" in os.environ, reason="needs a GPU: make test-gpu"
+)
 
 
 @pytest.fixture(params=[False, True], ids=["padded", "packed"])

@@ -179,6 +179,7 @@ def test_more_processes_than_tasks_are_warned_of(bench, monkeypatch, caplog):
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(BadInput, match="2 processes on a machine with 1 GPU"):
         make_accelerator()

@@ -147,6 +147,19 @@ def test_a_piece_that_was_started_with_other_settings_is_refused_not_taken_for_t
     real.run_piece(run, replace(base, max_length=7), splits, [])  # as it was: it is done, and nothing is trained
 
 
+def test_a_longer_training_is_a_piece_of_its_own(tmp_path) -> None:
+    base = real.read_config(ROOT / "configs" / "arsc.yaml")
+    short, long = (real.Run("arsc", "", "", runs=tmp_path, only=("joint",), long=long) for long in (False, True))
+    assert [config.seed for config in real.pieces(long, base)] == [0, 1, 2]
+    steps = [{(config.learner, config.meta_steps) for config in real.pieces(run, base)} for run in (short, long)]
+    assert steps == [{("joint", 500)}, {("joint", tables.LONG_STEPS)}]
+    assert (short.folder("joint", 1).name, long.folder("joint", 1).name) == ("joint-1", "joint-long-1")
+    facts = {"learner": "joint", "adapts": "head", "review_passes": tables.LONG_STEPS * 40}
+    averaged = {**facts, "averaged": 3, "review_passes": 3 * facts["review_passes"]}
+    assert [tables.method(each) for each in (facts, averaged)] == ["joint^", "joint^+"]
+    assert {tables.learner(tables.method(each)) for each in (facts, averaged)} == {"joint"}
+
+
 def test_the_seeds_are_averaged_once_all_are_done(bench, config, tmp_path, monkeypatch) -> None:
     run, tested = real.Run("arsc", "", "", runs=tmp_path), []
     monkeypatch.setattr(real, "make_bench", lambda *_: bench)
@@ -227,8 +240,9 @@ def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings
     assert tuple(base.test_domains) == protocols.ARSC_TARGETS
     for piece in scores["pieces"]:
         assert {name.rpartition("/")[0] for name in piece["tasks"]} == tasks
-        config = base.for_learner(piece["learner"])
-        models = piece.get("averaged", 1)
+        config, models = base.for_learner(piece["learner"]), piece.get("averaged", 1)
+        if "^" in tables.method(piece):
+            config = replace(config, meta_steps=tables.LONG_STEPS)
         assert piece["review_passes"] == models * config.meta_steps * config.passes_per_step()
         assert round(tables.mean(piece, "always_positive", "accuracy"), 1) == 78.1  # counted from the published files
     tuned = tables.read(ROOT, "arsc/tuning.json")["validation_domains"]
