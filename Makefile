@@ -86,7 +86,6 @@ real: setup ## make RESULTS.md again from a folder with amazon22.json and arsc.p
 	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL)
 	$(REAL) run amazon_original --data $(DATA)/amazon22.json --model $(MODEL) --whole --only finetuned joint
 	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL)
-	$(REAL) run arsc --data $(DATA)/arsc.parquet --model $(MODEL) --long
 	$(REAL) tables
 
 # Tests use nothing from the network, compute where everyone can, and draw to no screen.

@@ -15,6 +15,7 @@ import tables
 import torch
 import tyro
 from frozen import Known, RememberedReviews, above_encoder, lower_part, moves_encoder, skip_layers
+from heads import Heads, JointHeads, own_heads
 from protocols import (
     arsc_splits,
     arsc_tasks,
@@ -49,7 +50,6 @@ VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC
 KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
 FIRST = InnerLoop(300, 1e-3, 64, schedule="linear", adapts="head")  # ARSC: how a threshold's head is learned
 Logits = list[np.ndarray]  # (queries, classes) of each task
-Heads = dict[str, dict[str, torch.Tensor]]  # threshold → the head's parameters by name
 
 
 @dataclass
@@ -69,12 +69,6 @@ class Run:
     """At most so many seeds."""
     whole: bool = False
     """At the test let all weights adapt, not the head alone: rows of their own, from the same trained weights."""
-    long: bool = False
-    """ARSC: joint training alone, once through all training reviews: rows of their own, beside those of equal cost."""
-
-    def folder(self, learner: str, seed: int | str) -> Path:
-        """Of a piece."""
-        return self.runs / self.setting / f"{learner}{'-long' if self.long else ''}-{seed}"
 
 
 @dataclass
@@ -147,9 +141,10 @@ def threshold_heads(learner: Learner, bench: Workbench, known: Known) -> Heads:
 
 
 def all_logits(learner: Learner, bench: Workbench, part: str, tasks: list[Task], known: Known) -> dict[str, Logits]:
-    """`plain`: logits as trained; `known`, where thresholds and a head are there: with the threshold's head."""
-    found = {"plain": task_logits(learner, bench.reviews[part], tasks, known)}
-    if at_thresholds(bench.splits.train) and not isinstance(learner, MetricLearner):
+    """`plain`: logits as trained; `known`: with the threshold's head, where there are thresholds and a head for all."""
+    own = own_heads(learner)
+    found = {"plain": task_logits(learner, bench.reviews[part], tasks, known, own)}
+    if at_thresholds(bench.splits.train) and not own and not isinstance(learner, MetricLearner):
         heads = threshold_heads(learner, bench, known)
         found["known"] = task_logits(learner, bench.reviews[part], tasks, known, heads)
     return found
@@ -192,7 +187,7 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
     Raises:
         BadInput: the piece's folder was started with other settings.
     """
-    folder, kind = run.folder(config.learner, config.seed), "whole" if run.whole else "head"
+    folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
     settings = replace(config, baselines=())
     refuse_other_settings(folder, settings)
     if (folder / f"{kind}.json").exists():
@@ -221,8 +216,9 @@ def test_piece(
 
 def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
     """Test the one model whose weights are the mean of all seeds', where these are done (Wortsman et al. 2022)."""
-    sources = [run.folder(config.learner, seed) for seed in range(tables.SEEDS["arsc"]["joint"])]
-    folder = run.folder(config.learner, "average")
+    name = config.learner
+    sources = [run.runs / run.setting / f"{name}-{seed}" for seed in range(tables.SEEDS["arsc"][name])]
+    folder = run.runs / run.setting / f"{name}-average"
     if (folder / "head.json").exists() or not all((source / "head.json").exists() for source in sources):
         return
     folder.mkdir(exist_ok=True)
@@ -236,16 +232,22 @@ def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> 
     test_piece(run, bench, tasks, folder, {**facts[0], **total}, sum(each["minutes"]["training"] for each in facts))
 
 
+def settings_of(base: Config, name: str) -> Config:
+    """Of a learner. With a head for each threshold: those of joint training, but for the steps at the test."""
+    if name != JointHeads.name:
+        return base.for_learner(name)
+    return replace(base.for_learner("joint"), learner=name, adapt_steps=tables.HEADS_STEPS)
+
+
 def pieces(run: Run, base: Config) -> list[Config]:
     """The settings of every piece: the first seed of all learners, then the other seeds."""
-    only = ("joint",) if run.long else run.only
-    names = [name for name in (*base.baselines, base.learner) if not only or name in only]
+    more = (JointHeads.name,) if run.setting == "arsc" else ()
+    names = [name for name in (*base.baselines, *more, base.learner) if not run.only or name in run.only]
     if run.whole:
         names = [name for name in names if not issubclass(LEARNERS[name], MetricLearner)]
     plan = [(name, seed) for seed in range(run.seeds) for name in names
             if seed < tables.SEEDS[run.setting].get(name, 1)]  # fmt: skip
-    more = {"meta_steps": tables.LONG_STEPS} if run.long else {}
-    return [replace(base.for_learner(name), seed=seed, **more) for name, seed in plan]
+    return [replace(settings_of(base, name), seed=seed) for name, seed in plan]
 
 
 def finished(folder: Path) -> list[tuple[dict[str, Any], dict[str, Logits]]]:
@@ -301,7 +303,8 @@ def run_arsc(run: Run, base: Config) -> None:
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
-    run_average(run, base.for_learner("joint"), splits, tasks)
+    for name in ("joint", JointHeads.name):
+        run_average(run, settings_of(base, name), splits, tasks)
     done = finished(run.runs / run.setting)
     found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}
@@ -339,7 +342,7 @@ def tune_learner(tune: Tune, base: Config) -> None:
         write_json(file, {"validation_domains": list(splits.validation_domains), "tasks": len(tasks), "rows": rows})
 
     points = []
-    for choice, config in combinations(replace(base.for_learner(tune.learner), baselines=()), parse_grid(tune.grid)):
+    for choice, config in combinations(replace(settings_of(base, tune.learner), baselines=()), parse_grid(tune.grid)):
         fixed = {"meta_steps": config.meta_steps, **{key: value for key, value in choice.items() if "adapt" not in key}}
         folder = tune.runs / f"{tune.setting}-tune" / tune.learner / "-".join(f"{k}={v}" for k, v in fixed.items())
         if folder != trained:
@@ -362,6 +365,7 @@ def mean_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
 def main(words: list[str] | None = None) -> None:
     """Entry point."""
     asked = tyro.cli(Run | Tune | Tables, args=words)
+    LEARNERS[JointHeads.name] = JointHeads
     torch.set_num_threads(1)  # so that the numbers are the same everywhere
     if isinstance(asked, Tables):
         tables.write(ROOT)

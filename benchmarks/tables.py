@@ -20,9 +20,9 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 TEMPLATE = Path(__file__).resolve().parent / "results_template.md"
 SEEDS: dict[str, dict[str, int]] = {  # planned; learners that are not named have one
     "amazon_original": {},
-    "arsc": {"joint": 3, "reptile": 3, "fomaml": 3},
+    "arsc": {"joint": 3, "heads": 3, "reptile": 3, "fomaml": 3},
 }
-LONG_STEPS, LONG = 1450, 50_000  # joint training once through ARSC's reviews, 40 a step; passes that make it `long`
+HEADS_STEPS = 0  # at the test, with a head for each threshold: results/arsc/tuning.md
 WHOLE_LR = 3e-4  # where all weights adapt at the test: results/amazon/tuning.md
 WHOLE_STEPS = {"amazon_original": 16, "arsc": 5}  # two epochs of 80 reviews, five of 10
 GOAL = {"accuracy": 86, "balanced_accuracy": 80}
@@ -35,20 +35,19 @@ KINDS = {  # of prediction, on ARSC
 
 
 plots.LABELS |= {f"{name}*": f"{words}, all weights adapt" for name, words in plots.LABELS.items()}
-plots.LABELS["joint^"] = f"{plots.LABELS['joint']}, longer"
-plots.LABELS |= {f"{name}+": f"{plots.LABELS[name]}, seeds averaged" for name in ("joint", "joint^")}
+plots.LABELS["heads"], plots.COLOURS["heads"] = "joint training, three heads", "#117733"
+plots.LABELS |= {f"{name}+": f"{plots.LABELS[name]}, seeds averaged" for name in ("joint", "heads")}
 
 
 def method(facts: dict[str, Any]) -> str:
-    """`reptile`; `reptile*`: all weights adapt at the test; `joint^`: trained longer; `joint+`: its seeds' mean."""
+    """`reptile`; `reptile*`: all weights adapt at the test, not the head alone; `reptile+`: the mean of its seeds."""
     name: str = facts["learner"]
-    long = facts["review_passes"] / facts.get("averaged", 1) >= LONG
-    return name + "*" * (facts.get("adapts") == "whole") + "^" * long + "+" * ("averaged" in facts)
+    return name + "*" * (facts.get("adapts") == "whole") + "+" * ("averaged" in facts)
 
 
 def learner(method: str) -> str:
     """The method without its mark."""
-    return method.rstrip("*^+")
+    return method.rstrip("*+")
 
 
 def fill(method: str) -> Literal["none", "full"]:
@@ -131,7 +130,7 @@ def arsc_difference(a: list[Piece], b: list[Piece], metric: str, kind: str = "pl
     gaps = domain_means(both[0], kind, metric) - domain_means(both[1], kind, metric)
     half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
     middle = float(gaps.mean())
-    return {"a": method(a[0]), "b": method(b[0]), "metric": metric, "difference": middle,
+    return {"a": a[0]["learner"], "b": b[0]["learner"], "metric": metric, "difference": middle,
             "ci95": [middle - float(half), middle + float(half)]}  # fmt: skip
 
 
@@ -139,7 +138,8 @@ def arsc_pairs(scores: dict[str, Any]) -> list[dict[str, Any]]:
     """Each learner less the baselines, in both scores."""
     methods = by_method(scores)
     names = [(a, b) for b in ("finetuned", "joint") for a in methods if a not in ("finetuned", b) and a == learner(a)]
-    names += [pair for pair in (("protonet", "reptile"), ("joint^", "joint")) if methods.keys() >= set(pair)]
+    if {"reptile", "protonet"} <= methods.keys():
+        names.append(("protonet", "reptile"))
     return [arsc_difference(methods[a], methods[b], metric) for a, b in names if b in methods
             for metric in METRICS[:2]]  # fmt: skip
 
@@ -294,11 +294,10 @@ def published_table(published: dict[str, Any]) -> str:
 
 def chosen(tuning: dict[str, Any]) -> tuple[str, str]:
     """Learner and kind of prediction that come nearest to both goals, or go furthest beyond, on validation domains."""
-    margins = {(method(row | row["settings"]), kind): min(100 * row[kind][metric] - goal
-                                                          for metric, goal in GOAL.items())
-               for row in sorted(tuning["rows"], key=lambda row: row["review_passes"])
-               for kind in KINDS if kind in row}  # fmt: skip
-    return max(margins, key=margins.__getitem__)
+    _, name, kind = max((min(100 * row[kind][metric] - goal for metric, goal in GOAL.items()),
+                         method(row | row["settings"]), kind)
+                        for row in tuning["rows"] for kind in KINDS if kind in row)  # fmt: skip
+    return name, kind
 
 
 def goal_words(scores: dict[str, Any], tuning: dict[str, Any]) -> str:
@@ -322,7 +321,7 @@ def goal_words(scores: dict[str, Any], tuning: dict[str, Any]) -> str:
 
 def missing_words(scores: dict[str, Any], names: Sequence[str]) -> str:
     """Which planned pieces of ARSC are not there."""
-    done = {(method(piece), piece["seed"]) for piece in scores["pieces"]}
+    done = {(piece["learner"], piece["seed"]) for piece in scores["pieces"]}
     plan = {name: range(SEEDS["arsc"].get(name, 1)) for name in names}
     absent = {name: [str(seed) for seed in seeds if (name, seed) not in done] for name, seeds in plan.items()}
     said = [f"{plots.label(name)} (seed {', '.join(seeds)})" for name, seeds in absent.items() if seeds]
@@ -346,11 +345,6 @@ def points(pair: dict[str, Any]) -> str:
     )
 
 
-def in_words(name: str) -> str:
-    """A name with its marks as a placeholder of the template has it."""
-    return name.replace("*", "_whole").replace("^", "_long").replace("+", "_average")
-
-
 def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str]:
     """What the text says, by the names it has in the template."""
     found = {"splits": str(evaluation["episodes"]["count"] // 3)}
@@ -358,16 +352,17 @@ def numbers(scores: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, str
         for metric in METRICS[:2]:
             for kind in kinds_of(pieces[0]):
                 value = fmean(mean(piece, kind, metric) for piece in pieces)
-                found[f"arsc_{in_words(name)}_{metric}_{kind}"] = f"{value:.1f}"
+                found[f"arsc_{name.replace('*', '_whole').replace('+', '_average')}_{metric}_{kind}"] = f"{value:.1f}"
     for name, entry in evaluation["methods"].items():
         for metric in METRICS[:2]:
-            found[f"original_{in_words(name)}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
-    passes = max(piece["review_passes"] for piece in scores["pieces"] if method(piece) == piece["learner"])
+            found[f"original_{name.replace('*', '_whole')}_{metric}"] = f"{100 * entry['overall'][metric]['mean']:.1f}"
+    passes = max(piece["review_passes"] for piece in scores["pieces"] if "averaged" not in piece)
     found |= {"passes": f"{passes:,}",
               "original_passes": f"{evaluation['cost']['joint']['review_passes']:,}"}  # fmt: skip
     found["always_positive"] = f"{mean(scores['pieces'][0], 'always_positive', 'accuracy'):.1f}"
     for setting, pairs in (("arsc", arsc_pairs(scores)), ("original", evaluation["paired"])):
-        found |= {in_words(f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}"): points(pair) for pair in pairs}
+        found |= {f"{setting}_{pair['a']}_{pair['b']}_{pair['metric']}".replace("*", "_whole"): points(pair)
+                  for pair in pairs}  # fmt: skip
     return found
 
 

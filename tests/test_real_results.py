@@ -25,6 +25,7 @@ import frozen  # noqa: E402
 import protocols  # noqa: E402
 import real  # noqa: E402
 import tables  # noqa: E402
+from heads import JointHeads  # noqa: E402
 
 PRODUCTS = ("apparel", "books", "music", "toys")
 
@@ -147,17 +148,50 @@ def test_a_piece_that_was_started_with_other_settings_is_refused_not_taken_for_t
     real.run_piece(run, replace(base, max_length=7), splits, [])  # as it was: it is done, and nothing is trained
 
 
-def test_a_longer_training_is_a_piece_of_its_own(tmp_path) -> None:
+@pytest.fixture
+def heads(monkeypatch) -> type[JointHeads]:
+    """Joint training with a head for each threshold, as one of the learners."""
+    monkeypatch.setitem(LEARNERS, JointHeads.name, JointHeads)
+    return JointHeads
+
+
+def test_a_task_trains_its_thresholds_head_and_no_other(heads, config) -> None:
+    splits = protocols.arsc_splits(arsc(), ["books"])
+    bench = real.prepare(replace(config, learner=heads.name, baselines=()), splits, real.make_accelerator())
+    learner, (task, *_) = bench.learner(bench.config), protocols.arsc_tasks(bench.splits.train)
+    before = bench.model.classifier
+    direction, losses = learner.direction(bench.reviews["train"], task, (0, 0))
+    assert bench.model.classifier is before
+    moves = {name: bool(part.any()) for name, part in bench.weights.views(direction).items()}
+    mine = f"own.heads.{protocols.threshold(task.domain)}."
+    for name, moved in moves.items():
+        assert moved == name.startswith(mine) if name.startswith(("own.", "classifier.")) else True, name
+    assert any(moved for name, moved in moves.items() if "encoder.layer" in name)
+    expected = bench.model(**bench.reviews["train"].batch(task.support)).loss  # all heads begin alike
+    torch.testing.assert_close(losses[0], expected)
+
+
+def test_a_threshold_is_predicted_with_the_head_that_was_trained_for_it(heads, config) -> None:
+    splits = protocols.arsc_splits(arsc(), ["books"])
+    bench = real.prepare(replace(config, learner=heads.name, baselines=()), splits, real.make_accelerator())
+    learner = bench.learner(replace(bench.config, adapt="head", adapt_steps=0))
+    for place, head in enumerate(learner.model.own[heads.name].values()):
+        torch.nn.init.constant_(head.bias, 0.0)
+        head.bias.data[1] = 10.0 * (place - 1)  # t2 always says no, t5 always yes
+    tasks = protocols.arsc_tasks(splits.test)
+    found = real.all_logits(learner, bench, "test", tasks, {})
+    assert set(found) == {"plain"}
+    said = {protocols.threshold(task.domain): each.argmax(-1) for task, each in zip(tasks, found["plain"], strict=True)}
+    assert not said["t2"].any() and said["t5"].all()
+
+
+def test_heads_for_thresholds_are_trained_as_joint_training_is() -> None:
     base = real.read_config(ROOT / "configs" / "arsc.yaml")
-    short, long = (real.Run("arsc", "", "", runs=tmp_path, only=("joint",), long=long) for long in (False, True))
-    assert [config.seed for config in real.pieces(long, base)] == [0, 1, 2]
-    steps = [{(config.learner, config.meta_steps) for config in real.pieces(run, base)} for run in (short, long)]
-    assert steps == [{("joint", 500)}, {("joint", tables.LONG_STEPS)}]
-    assert (short.folder("joint", 1).name, long.folder("joint", 1).name) == ("joint-1", "joint-long-1")
-    facts = {"learner": "joint", "adapts": "head", "review_passes": tables.LONG_STEPS * 40}
-    averaged = {**facts, "averaged": 3, "review_passes": 3 * facts["review_passes"]}
-    assert [tables.method(each) for each in (facts, averaged)] == ["joint^", "joint^+"]
-    assert {tables.learner(tables.method(each)) for each in (facts, averaged)} == {"joint"}
+    joint, heads = (real.settings_of(base, name) for name in ("joint", "heads"))
+    assert replace(joint, learner="heads", adapt_steps=heads.adapt_steps) == heads
+    plan = [(config.learner, config.seed) for config in real.pieces(real.Run("arsc", "", ""), base)]
+    assert plan.count(("heads", 2)) == 1 and ("heads", 3) not in plan
+    assert "heads" not in {config.learner for config in real.pieces(real.Run("amazon_original", "", ""), base)}
 
 
 def test_the_seeds_are_averaged_once_all_are_done(bench, config, tmp_path, monkeypatch) -> None:
@@ -240,9 +274,7 @@ def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings
     assert tuple(base.test_domains) == protocols.ARSC_TARGETS
     for piece in scores["pieces"]:
         assert {name.rpartition("/")[0] for name in piece["tasks"]} == tasks
-        config, models = base.for_learner(piece["learner"]), piece.get("averaged", 1)
-        if "^" in tables.method(piece):
-            config = replace(config, meta_steps=tables.LONG_STEPS)
+        config, models = real.settings_of(base, piece["learner"]), piece.get("averaged", 1)
         assert piece["review_passes"] == models * config.meta_steps * config.passes_per_step()
         assert round(tables.mean(piece, "always_positive", "accuracy"), 1) == 78.1  # counted from the published files
     tuned = tables.read(ROOT, "arsc/tuning.json")["validation_domains"]
