@@ -216,9 +216,8 @@ def test_piece(
 
 def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
     """Test the one model whose weights are the mean of all seeds', where these are done (Wortsman et al. 2022)."""
-    name = config.learner
-    sources = [run.runs / run.setting / f"{name}-{seed}" for seed in range(tables.SEEDS["arsc"][name])]
-    folder = run.runs / run.setting / f"{name}-average"
+    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in range(tables.SEEDS["arsc"]["joint"])]
+    folder = run.runs / run.setting / f"{config.learner}-average"
     if (folder / "head.json").exists() or not all((source / "head.json").exists() for source in sources):
         return
     folder.mkdir(exist_ok=True)
@@ -303,8 +302,7 @@ def run_arsc(run: Run, base: Config) -> None:
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
-    for name in ("joint", JointHeads.name):
-        run_average(run, settings_of(base, name), splits, tasks)
+    run_average(run, base.for_learner("joint"), splits, tasks)
     done = finished(run.runs / run.setting)
     found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}
