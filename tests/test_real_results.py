@@ -267,7 +267,7 @@ def test_results_md_and_the_tuning_pages_are_what_the_files_in_results_say() -> 
         assert (ROOT / "results" / setting / "scores.png").stat().st_size > 10_000
 
 
-def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings_of_the_config() -> None:
+def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings_of_the_config(heads) -> None:
     scores = tables.read(ROOT, "arsc/scores.json")
     base = real.read_config(ROOT / "configs" / "arsc.yaml")
     tasks = {f"{product}.t{t}" for product in protocols.ARSC_TARGETS for t in (2, 4, 5)}
