@@ -414,7 +414,7 @@ def results_page(root: Path) -> str:
         "original_table": report.scores_table(evaluation), "original_paired": original_paired_table(evaluation),
         "original_domains": report.domains_table(evaluation), "original_cost": original_cost_table(evaluation),
         "training_tasks": scores["training_tasks"], "training_reviews": f"{scores['training_reviews']:,}",
-        "missing": missing_words(scores, [*base.baselines, base.learner]),
+        "missing": missing_words(scores, [*base.baselines, "heads", base.learner]),
         "odds": ", ".join(f"{name}: {odds:.2f}" for name, odds in scores["log_odds"].items()),
         "above_joint": above_joint([*arsc_pairs(scores), *evaluation["paired"]]), **numbers(scores, evaluation),
     }  # fmt: skip
