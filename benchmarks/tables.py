@@ -292,10 +292,11 @@ def published_table(published: dict[str, Any]) -> str:
     return report.table(["reported by others", "mean accuracy, %"], [[*row] for row in published["rows"]])
 
 
-def chosen(scores: dict[str, Any], tuning: dict[str, Any], steps: dict[str, int]) -> tuple[str, str]:
+def chosen(scores: dict[str, Any], tuning: dict[str, Any], steps: dict[str, int]) -> tuple[str, str] | None:
     """Of what was run: method and kind of prediction that are nearest to both goals, or furthest beyond, on validation.
 
     Domains of validation, mean over the seeds, in the settings of the target tasks; steps: learner → those at the test.
+    None where the search has no row of what was run.
     """
     margins = {}
     for name, pieces in by_method(scores).items():
@@ -306,10 +307,10 @@ def chosen(scores: dict[str, Any], tuning: dict[str, Any], steps: dict[str, int]
             if kind in rows[0]:
                 margins[name, kind] = min(100 * fmean(row[kind][metric] for row in rows) - goal
                                           for metric, goal in GOAL.items())  # fmt: skip
-    return max(margins, key=margins.__getitem__)
+    return max(margins, key=margins.__getitem__, default=None)
 
 
-def goal_words(scores: dict[str, Any], choice: tuple[str, str]) -> str:
+def goal_words(scores: dict[str, Any], choice: tuple[str, str] | None) -> str:
     """Whether the method that was chosen reaches both goals, and which others do."""
     found = {(name, kind): tuple(fmean(mean(piece, kind, metric) for piece in pieces) for metric in METRICS[:2])
              for name, pieces in by_method(scores).items() for kind in kinds_of(pieces[0])}  # fmt: skip
@@ -318,12 +319,14 @@ def goal_words(scores: dict[str, Any], choice: tuple[str, str]) -> str:
     def words(key: tuple[str, str]) -> str:
         return f"{plots.label(key[0])} ({KINDS[key[1]]}) with {found[key][0]:.1f} and {found[key][1]:.1f}"
 
-    met = found[choice][0] >= accuracy and found[choice][1] >= balanced
+    told = "The search has none of the settings that were run, and chose nothing."
+    if choice:
+        met = "reached" if found[choice][0] >= accuracy and found[choice][1] >= balanced else "missed"
+        told = f"What was chosen for it on validation domains has {met} it: **{words(choice)}**."
     others = [words(key) for key, (a, b) in found.items() if a >= accuracy and b >= balanced and key != choice]
     tops = [words(max(found, key=lambda key: found[key][place])) for place in (0, 1)]
     beside = f"Not chosen, and reaching both: {'; '.join(others)}. " if others else "No other row reaches both. "
-    return (f"The goal was a mean accuracy of {accuracy} and a balanced accuracy of {balanced}, both at once. What was "
-            f"chosen for it on validation domains has {'reached' if met else 'missed'} it: **{words(choice)}**. "
+    return (f"The goal was a mean accuracy of {accuracy} and a balanced accuracy of {balanced}, both at once. {told} "
             f"{beside}Highest in accuracy: {tops[0]}; in balanced accuracy: {tops[1]}.")  # fmt: skip
 
 

@@ -43,6 +43,8 @@ def classify(session: onnxruntime.InferenceSession, tokenizer: PreTrainedTokeniz
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     folder, file, *texts = sys.argv[1:]
     model, tokenizer = load(folder)
     export(model, tokenizer, file)

@@ -8,6 +8,8 @@ import sys
 
 from transformers import pipeline
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 folder, *texts = sys.argv[1:]
 classify = pipeline("text-classification", model=folder)
 for text, found in zip(texts, classify(texts, truncation=True), strict=True):  # longer texts are cut, as in training

@@ -292,6 +292,8 @@ def test_the_goal_is_judged_by_what_validation_domains_choose_among_what_was_run
     assert tables.chosen(scores, tuning, steps) == tables.chosen(scores, tables.read(ROOT, "arsc/tuning.json"), steps)
     joint["odds"] = {"accuracy": 3.0, "balanced_accuracy": 3.0}  # so that the mean over the seeds is above all others
     assert tables.chosen(scores, tuning, steps) == ("joint", "odds")
+    assert tables.chosen(scores, {"rows": []}, steps) is None
+    assert "chose nothing. Not chosen" in tables.goal_words(scores, None)
     words = tables.goal_words(scores, ("joint", "odds"))
     assert "missed it: **joint training (and all the odds) with 86.1 and 74.9**" in words
 
