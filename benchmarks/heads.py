@@ -44,6 +44,6 @@ def own_heads(learner: Learner) -> Heads:
     """The heads that a learner has trained for the thresholds; none, unless it is a `JointHeads`."""
     if not isinstance(learner, JointHeads):
         return {}
-    return {threshold: {f"classifier.{name}": parameter.detach().flatten().clone()
-                        for name, parameter in head.named_parameters()}
-            for threshold, head in learner.model.own[learner.name].items()}  # fmt: skip
+    return {place: {f"classifier.{name}": parameter.detach().flatten().clone()
+                    for name, parameter in head.named_parameters()}
+            for place, head in learner.model.own[learner.name].items()}  # fmt: skip
