@@ -141,10 +141,9 @@ def threshold_heads(learner: Learner, bench: Workbench, known: Known) -> Heads:
 
 
 def all_logits(learner: Learner, bench: Workbench, part: str, tasks: list[Task], known: Known) -> dict[str, Logits]:
-    """`plain`: logits as trained; `known`: with the threshold's head, where there are thresholds and a head for all."""
-    own = own_heads(learner)
-    found = {"plain": task_logits(learner, bench.reviews[part], tasks, known, own)}
-    if at_thresholds(bench.splits.train) and not own and not isinstance(learner, MetricLearner):
+    """`plain`: logits as trained; `known`: with the threshold's head, where there are thresholds and learners have one."""
+    found = {"plain": task_logits(learner, bench.reviews[part], tasks, known, own_heads(learner))}
+    if at_thresholds(bench.splits.train) and not isinstance(learner, MetricLearner):
         heads = threshold_heads(learner, bench, known)
         found["known"] = task_logits(learner, bench.reviews[part], tasks, known, heads)
     return found
@@ -216,7 +215,8 @@ def test_piece(
 
 def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
     """Test the one model whose weights are the mean of all seeds', where these are done (Wortsman et al. 2022)."""
-    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in range(tables.SEEDS["arsc"]["joint"])]
+    seeds = range(tables.SEEDS["arsc"][config.learner])
+    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in seeds]
     folder = run.runs / run.setting / f"{config.learner}-average"
     if (folder / "head.json").exists() or not all((source / "head.json").exists() for source in sources):
         return
@@ -302,7 +302,8 @@ def run_arsc(run: Run, base: Config) -> None:
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
-    run_average(run, base.for_learner("joint"), splits, tasks)
+    for name in ("joint", JointHeads.name):
+        run_average(run, settings_of(base, name), splits, tasks)
     done = finished(run.runs / run.setting)
     found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}

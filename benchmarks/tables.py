@@ -35,8 +35,8 @@ KINDS = {  # of prediction, on ARSC
 
 
 plots.LABELS |= {f"{name}*": f"{words}, all weights adapt" for name, words in plots.LABELS.items()}
-plots.LABELS["joint+"] = f"{plots.LABELS['joint']}, seeds averaged"
 plots.LABELS["heads"], plots.COLOURS["heads"] = "joint training, three heads", "#117733"
+plots.LABELS |= {f"{name}+": f"{plots.LABELS[name]}, seeds averaged" for name in ("joint", "heads")}
 
 
 def method(facts: dict[str, Any]) -> str:

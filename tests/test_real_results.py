@@ -180,7 +180,8 @@ def test_a_threshold_is_predicted_with_the_head_that_was_trained_for_it(heads, c
         head.bias.data[1] = 10.0 * (place - 1)  # t2 always says no, t5 always yes
     tasks = protocols.arsc_tasks(splits.test)
     found = real.all_logits(learner, bench, "test", tasks, {})
-    assert set(found) == {"plain"}
+    assert set(found) == {"plain", "known"}  # known: with a head learned anew, as for any learner
+    assert not np.allclose(found["known"][0], found["plain"][0])
     said = {protocols.threshold(task.domain): each.argmax(-1) for task, each in zip(tasks, found["plain"], strict=True)}
     assert not said["t2"].any() and said["t5"].all()
 
@@ -194,22 +195,23 @@ def test_heads_for_thresholds_are_trained_as_joint_training_is() -> None:
     assert "heads" not in {config.learner for config in real.pieces(real.Run("amazon_original", "", ""), base)}
 
 
-def test_the_seeds_are_averaged_once_all_are_done(bench, config, tmp_path, monkeypatch) -> None:
-    run, tested = real.Run("arsc", "", "", runs=tmp_path), []
+@pytest.mark.parametrize("name", ["joint", "heads"])
+def test_the_seeds_are_averaged_once_all_are_done(name, bench, config, tmp_path, monkeypatch) -> None:
+    run, tested, mine = real.Run("arsc", "", "", runs=tmp_path), [], replace(config, learner=name)
     monkeypatch.setattr(real, "make_bench", lambda *_: bench)
     monkeypatch.setattr(real, "test_piece", lambda *given: tested.append((bench.weights.snapshot(), *given[3:])))
     for seed in range(3):
-        real.run_average(run, config.for_learner("joint"), bench.splits, [])
-        folder = tmp_path / "arsc" / f"joint-{seed}"
+        real.run_average(run, mine, bench.splits, [])
+        folder = tmp_path / "arsc" / f"{name}-{seed}"
         save_checkpoint(folder / "checkpoint", 6, {"theta": bench.theta_0 * seed})
-        facts = {"learner": "joint", "seed": seed, "review_passes": 10, "minutes": {"training": 2.0, "test": 1.0}}
+        facts = {"learner": name, "seed": seed, "review_passes": 10, "minutes": {"training": 2.0, "test": 1.0}}
         real.write_json(folder / "head.json", facts)
     assert not tested
-    real.run_average(run, config.for_learner("joint"), bench.splits, [])
+    real.run_average(run, mine, bench.splits, [])
     ((point, folder, facts, minutes),) = tested
     torch.testing.assert_close(point, bench.theta_0)
-    assert (folder.name, minutes, facts["averaged"], facts["review_passes"]) == ("joint-average", 6.0, 3, 30)
-    assert tables.method(facts) == "joint+" and tables.learner("joint+") == "joint"
+    assert (folder.name, minutes, facts["averaged"], facts["review_passes"]) == (f"{name}-average", 6.0, 3, 30)
+    assert tables.method(facts) == f"{name}+" and tables.learner(f"{name}+") == name
 
 
 def test_half_and_all_of_a_thresholds_log_odds_are_added_to_the_margin() -> None:
