@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PER_CLASS = 1500  # ARSC: at most so many reviews of each class teach a threshold's head
 SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
 VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
-KNOWN: dict[tuple[str, int], Known] = {}  # model and frozen layers → what they make of texts, for a whole process
+KNOWN: dict[tuple[str, int, int], Known] = {}  # model, frozen layers, tokens → what these make of texts; the last alone
 FIRST = InnerLoop(300, 1e-3, 64, schedule="linear", adapts="head")  # ARSC: how a threshold's head is learned
 Logits = list[np.ndarray]  # (queries, classes) of each task
 
@@ -102,7 +102,9 @@ def make_bench(config: Config, splits: Splits) -> Workbench:
     """The library's workbench, with a model that begins above the frozen layers and reviews that remember these."""
     bench = prepare(replace(config, baselines=()), splits, make_accelerator())
     lower = lower_part(bench.model, config.frozen_layers)
-    known = KNOWN.setdefault((config.model, config.frozen_layers), {})
+    if (key := (config.model, config.frozen_layers, config.max_length)) not in KNOWN:
+        KNOWN.clear()  # gigabytes
+    known = KNOWN.setdefault(key, {})
     skip_layers(bench.model, config.frozen_layers)
     bench.reviews = {part: RememberedReviews(each, lower, known) for part, each in bench.reviews.items()}
     return bench
@@ -141,7 +143,7 @@ def threshold_heads(learner: Learner, bench: Workbench, known: Known) -> Heads:
 
 
 def all_logits(learner: Learner, bench: Workbench, part: str, tasks: list[Task], known: Known) -> dict[str, Logits]:
-    """`plain`: logits as trained; `known`: with the threshold's head, where there are thresholds and learners have one."""
+    """`plain`: logits as trained; `known`: with the threshold's head, where there are thresholds and heads."""
     found = {"plain": task_logits(learner, bench.reviews[part], tasks, known, own_heads(learner))}
     if at_thresholds(bench.splits.train) and not isinstance(learner, MetricLearner):
         heads = threshold_heads(learner, bench, known)
@@ -215,8 +217,7 @@ def test_piece(
 
 def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
     """Test the one model whose weights are the mean of all seeds', where these are done (Wortsman et al. 2022)."""
-    seeds = range(tables.SEEDS["arsc"][config.learner])
-    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in seeds]
+    sources = [run.runs / run.setting / f"{config.learner}-{seed}" for seed in range(tables.SEEDS["arsc"]["joint"])]
     folder = run.runs / run.setting / f"{config.learner}-average"
     if (folder / "head.json").exists() or not all((source / "head.json").exists() for source in sources):
         return
@@ -232,21 +233,23 @@ def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> 
 
 
 def settings_of(base: Config, name: str) -> Config:
-    """Of a learner. With a head for each threshold: those of joint training, but for the steps at the test."""
+    """Of a learner. With a head for each threshold: joint training's, but for length of texts and steps at the test."""
     if name != JointHeads.name:
         return base.for_learner(name)
-    return replace(base.for_learner("joint"), learner=name, adapt_steps=tables.HEADS_STEPS)
+    own = {"adapt_steps": tables.HEADS_STEPS, "max_length": tables.HEADS_LENGTH}
+    return replace(base.for_learner("joint"), learner=name, **own)
 
 
 def pieces(run: Run, base: Config) -> list[Config]:
-    """The settings of every piece: the first seed of all learners, then the other seeds."""
+    """The settings of every piece: the first seed of all learners, then the other seeds; longer texts at the end."""
     more = (JointHeads.name,) if run.setting == "arsc" else ()
     names = [name for name in (*base.baselines, *more, base.learner) if not run.only or name in run.only]
     if run.whole:
         names = [name for name in names if not issubclass(LEARNERS[name], MetricLearner)]
     plan = [(name, seed) for seed in range(run.seeds) for name in names
             if seed < tables.SEEDS[run.setting].get(name, 1)]  # fmt: skip
-    return [replace(settings_of(base, name), seed=seed) for name, seed in plan]
+    configs = [replace(settings_of(base, name), seed=seed) for name, seed in plan]
+    return sorted(configs, key=lambda config: config.max_length)
 
 
 def finished(folder: Path) -> list[tuple[dict[str, Any], dict[str, Logits]]]:
@@ -302,8 +305,7 @@ def run_arsc(run: Run, base: Config) -> None:
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
-    for name in ("joint", JointHeads.name):
-        run_average(run, settings_of(base, name), splits, tasks)
+    run_average(run, base.for_learner("joint"), splits, tasks)
     done = finished(run.runs / run.setting)
     found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}

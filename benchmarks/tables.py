@@ -22,7 +22,7 @@ SEEDS: dict[str, dict[str, int]] = {  # planned; learners that are not named hav
     "amazon_original": {},
     "arsc": {"joint": 3, "heads": 3, "reptile": 3, "fomaml": 3},
 }
-HEADS_STEPS = 0  # at the test, with a head for each threshold: results/arsc/tuning.md
+HEADS_STEPS, HEADS_LENGTH = 0, 256  # with a head for each threshold: steps at the test, tokens (results/arsc/tuning.md)
 WHOLE_LR = 3e-4  # where all weights adapt at the test: results/amazon/tuning.md
 WHOLE_STEPS = {"amazon_original": 16, "arsc": 5}  # two epochs of 80 reviews, five of 10
 GOAL = {"accuracy": 86, "balanced_accuracy": 80}
@@ -35,8 +35,8 @@ KINDS = {  # of prediction, on ARSC
 
 
 plots.LABELS |= {f"{name}*": f"{words}, all weights adapt" for name, words in plots.LABELS.items()}
-plots.LABELS["heads"], plots.COLOURS["heads"] = "joint training, three heads", "#117733"
-plots.LABELS |= {f"{name}+": f"{plots.LABELS[name]}, seeds averaged" for name in ("joint", "heads")}
+plots.LABELS["joint+"] = f"{plots.LABELS['joint']}, seeds averaged"
+plots.LABELS["heads"], plots.COLOURS["heads"] = f"joint training, three heads, {HEADS_LENGTH} tokens", "#117733"
 
 
 def method(facts: dict[str, Any]) -> str:
@@ -212,7 +212,8 @@ def tuning_page(tuning: dict[str, Any], title: str) -> str:
 
 {tuning["tasks"]} tasks of the validation domains {", ".join(tuning["validation_domains"])}, which are training domains
 held out for this; no target domain was looked at. Accuracy / balanced accuracy in percent, one seed: differences of a
-point or two say nothing. Where a row names no `max_length`: 64 tokens, four frozen layers. `adapt=head`: the inner loop
+point or two say nothing. Where a row names no `max_length`: 64 tokens and four frozen layers up to 6,000
+review passes; 128 and three above. `adapt=head`: the inner loop
 of the training moved the head alone, too. `largest`: at most so many reviews of a training task (else all of them).
 `precision=bf16`: the training's forward passes in bfloat16, which some processors do several times faster.
 `averaged`: one model from the mean of the weights of so many seeds.
@@ -292,22 +293,29 @@ def published_table(published: dict[str, Any]) -> str:
     return report.table(["reported by others", "mean accuracy, %"], [[*row] for row in published["rows"]])
 
 
-def chosen(scores: dict[str, Any], tuning: dict[str, Any], steps: dict[str, int]) -> tuple[str, str] | None:
+def chosen(
+    scores: dict[str, Any], tuning: dict[str, Any], run: dict[str, tuple[int, int]]
+) -> tuple[str, str] | None:  # fmt: skip
     """Of what was run: method and kind of prediction that are nearest to both goals, or furthest beyond, on validation.
 
-    Domains of validation, mean over the seeds, in the settings of the target tasks; steps: learner → those at the test.
-    None where the search has no row of what was run.
+    Domains of validation, mean over the seeds, in the settings of the target tasks; run: learner → steps at the test,
+    tokens of a text. None where the search has no row of what was run.
     """
     margins = {}
     for name, pieces in by_method(scores).items():
         rows = [row for row in tuning["rows"] if method(row | row["settings"]) == name
                 and row["review_passes"] == pieces[0]["review_passes"] and "dropout" not in row["settings"]
-                and int(row["settings"]["adapt_steps"]) == steps.get(learner(name))]  # fmt: skip
+                and tested(row) == run.get(learner(name))]  # fmt: skip
         for kind in KINDS if rows else ():
             if kind in rows[0]:
                 margins[name, kind] = min(100 * fmean(row[kind][metric] for row in rows) - goal
                                           for metric, goal in GOAL.items())  # fmt: skip
     return max(margins, key=margins.__getitem__, default=None)
+
+
+def tested(row: dict[str, Any]) -> tuple[int, int]:
+    """Steps at the test and tokens of a text, of a row of the search with as many passes as were run."""
+    return int(row["settings"]["adapt_steps"]), int(row["settings"].get("max_length", 128))
 
 
 def goal_words(scores: dict[str, Any], choice: tuple[str, str] | None) -> str:
@@ -393,7 +401,7 @@ def results_page(root: Path) -> str:
     scores, evaluation = read(root, "arsc/scores.json"), read(root, "amazon_original/evaluation.json")
     base = read_config(root / "configs" / "arsc.yaml")
     tuning = read(root, "arsc/tuning.json")
-    steps = {"joint": base.for_learner("joint").adapt_steps, "heads": HEADS_STEPS}
+    run = {"joint": (base.for_learner("joint").adapt_steps, base.max_length), "heads": (HEADS_STEPS, HEADS_LENGTH)}
     fill = {
         "short_texts": searched(tuning, 6000, max_length="", adapt_steps="0"),
         "long_texts": searched(tuning, 6000, max_length="128", frozen_layers="3", adapt_steps="0"),
@@ -404,16 +412,17 @@ def results_page(root: Path) -> str:
         **{f"average_{kind}": searched(tuning, 60000, kind, averaged=3) for kind in ("known", "half")},
         **{f"dropout_{kind}": searched(tuning, 20000, kind, dropout="true") for kind in ("known", "half")},
         **{f"long_{kind}": searched(tuning, 58000, kind) for kind in ("known", "half")},
-        **{f"heads_{kind}": searched(tuning, 20000, kind, "heads", adapt_steps="0") for kind in ("plain", "half")},
-        "heads_stepping": searched(tuning, 20000, "plain", "heads", adapt_steps="5"),
-        "heads_average": searched(tuning, 60000, "half", "heads"),
+        **{f"heads_{length or 128}_{kind}": searched(tuning, 20000, kind, "heads", adapt_steps="0", max_length=length)
+           for length in ("", "256") for kind in KINDS},
+        "heads_average": searched(tuning, 60000, "half", "heads", adapt_steps="0"),
+        "heads_stepping": searched(tuning, 20000, "half", "heads", adapt_steps="5"),
         **{f"most_{kind}": searched(tuning, 24000, kind, adapt_steps="5") for kind in KINDS},
         "length": base.max_length, "frozen": base.frozen_layers, "whole_lr": WHOLE_LR,
         "whole_original": WHOLE_STEPS["amazon_original"],
         "arsc_table": arsc_table(scores), "threshold_table": threshold_table(scores),
         "arsc_paired": arsc_paired_table(scores), "arsc_cost": arsc_cost_table(scores),
         "published": published_table(read(root, "arsc/published.json")),
-        "goal": goal_words(scores, chosen(scores, tuning, steps)),
+        "goal": goal_words(scores, chosen(scores, tuning, run)),
         "original_table": report.scores_table(evaluation), "original_paired": original_paired_table(evaluation),
         "original_domains": report.domains_table(evaluation), "original_cost": original_cost_table(evaluation),
         "training_tasks": scores["training_tasks"], "training_reviews": f"{scores['training_reviews']:,}",

@@ -189,29 +189,28 @@ def test_a_threshold_is_predicted_with_the_head_that_was_trained_for_it(heads, c
 def test_heads_for_thresholds_are_trained_as_joint_training_is() -> None:
     base = real.read_config(ROOT / "configs" / "arsc.yaml")
     joint, heads = (real.settings_of(base, name) for name in ("joint", "heads"))
-    assert replace(joint, learner="heads", adapt_steps=heads.adapt_steps) == heads
+    assert replace(joint, learner="heads", adapt_steps=heads.adapt_steps, max_length=heads.max_length) == heads
     plan = [(config.learner, config.seed) for config in real.pieces(real.Run("arsc", "", ""), base)]
-    assert plan.count(("heads", 2)) == 1 and ("heads", 3) not in plan
+    assert plan[-3:] == [("heads", 0), ("heads", 1), ("heads", 2)]  # the longest texts last: one memory at a time
     assert "heads" not in {config.learner for config in real.pieces(real.Run("amazon_original", "", ""), base)}
 
 
-@pytest.mark.parametrize("name", ["joint", "heads"])
-def test_the_seeds_are_averaged_once_all_are_done(name, bench, config, tmp_path, monkeypatch) -> None:
-    run, tested, mine = real.Run("arsc", "", "", runs=tmp_path), [], replace(config, learner=name)
+def test_the_seeds_are_averaged_once_all_are_done(bench, config, tmp_path, monkeypatch) -> None:
+    run, tested = real.Run("arsc", "", "", runs=tmp_path), []
     monkeypatch.setattr(real, "make_bench", lambda *_: bench)
     monkeypatch.setattr(real, "test_piece", lambda *given: tested.append((bench.weights.snapshot(), *given[3:])))
     for seed in range(3):
-        real.run_average(run, mine, bench.splits, [])
-        folder = tmp_path / "arsc" / f"{name}-{seed}"
+        real.run_average(run, config.for_learner("joint"), bench.splits, [])
+        folder = tmp_path / "arsc" / f"joint-{seed}"
         save_checkpoint(folder / "checkpoint", 6, {"theta": bench.theta_0 * seed})
-        facts = {"learner": name, "seed": seed, "review_passes": 10, "minutes": {"training": 2.0, "test": 1.0}}
+        facts = {"learner": "joint", "seed": seed, "review_passes": 10, "minutes": {"training": 2.0, "test": 1.0}}
         real.write_json(folder / "head.json", facts)
     assert not tested
-    real.run_average(run, mine, bench.splits, [])
+    real.run_average(run, config.for_learner("joint"), bench.splits, [])
     ((point, folder, facts, minutes),) = tested
     torch.testing.assert_close(point, bench.theta_0)
-    assert (folder.name, minutes, facts["averaged"], facts["review_passes"]) == (f"{name}-average", 6.0, 3, 30)
-    assert tables.method(facts) == f"{name}+" and tables.learner(f"{name}+") == name
+    assert (folder.name, minutes, facts["averaged"], facts["review_passes"]) == ("joint-average", 6.0, 3, 30)
+    assert tables.method(facts) == "joint+" and tables.learner("joint+") == "joint"
 
 
 def test_half_and_all_of_a_thresholds_log_odds_are_added_to_the_margin() -> None:
@@ -285,16 +284,17 @@ def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings
 
 def test_the_goal_is_judged_by_what_validation_domains_choose_among_what_was_run() -> None:
     scores, tuning = tables.read(ROOT, "arsc/scores.json"), tables.read(ROOT, "arsc/tuning.json")
-    steps, perfect = {"joint": 5, "heads": 0}, {"accuracy": 0.99, "balanced_accuracy": 0.99}
+    run, perfect = {"joint": (5, 128), "heads": (0, 256)}, {"accuracy": 0.99, "balanced_accuracy": 0.99}
     joint = next(row for row in tuning["rows"] if row["settings"] == {
         "meta_steps": "500", "seed": "1", "adapt_steps": "5", "adapt_lr": "1e-3", "precision": "bf16"})  # fmt: skip
     for other in ({"settings": {**joint["settings"], "dropout": "true"}}, {"review_passes": 24_000},
-                  {"settings": {**joint["settings"], "adapt_steps": "0"}}, {"learner": "reptile"}):  # fmt: skip
+                  {"settings": {**joint["settings"], "adapt_steps": "0"}}, {"learner": "reptile"},
+                  {"settings": {**joint["settings"], "max_length": "256"}}):  # fmt: skip
         tuning["rows"].append({**joint, "odds": perfect, **other})
-    assert tables.chosen(scores, tuning, steps) == tables.chosen(scores, tables.read(ROOT, "arsc/tuning.json"), steps)
+    assert tables.chosen(scores, tuning, run) == tables.chosen(scores, tables.read(ROOT, "arsc/tuning.json"), run)
     joint["odds"] = {"accuracy": 3.0, "balanced_accuracy": 3.0}  # so that the mean over the seeds is above all others
-    assert tables.chosen(scores, tuning, steps) == ("joint", "odds")
-    assert tables.chosen(scores, {"rows": []}, steps) is None
+    assert tables.chosen(scores, tuning, run) == ("joint", "odds")
+    assert tables.chosen(scores, {"rows": []}, run) is None
     assert "chose nothing. Not chosen" in tables.goal_words(scores, None)
     words = tables.goal_words(scores, ("joint", "odds"))
     assert "missed it: **joint training (and all the odds) with 86.1 and 74.9**" in words
