@@ -5,6 +5,7 @@ it is finished; a piece that was stopped goes on from its last checkpoint.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from time import process_time
@@ -47,7 +48,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PER_CLASS = 1500  # ARSC: at most so many reviews of each class teach a threshold's head
 SUPPORT, QUERY, SPLITS = 80, 20, 50  # the original's setting: reviews of a split, splits of each domain
 VALIDATION, DRAWS = ("apparel", "music", "sports_&_outdoors"), 3  # tuning; ARSC's support sets of each of their tasks
-KNOWN: dict[tuple[str, int, int], Known] = {}  # model, frozen layers, tokens → what these make of texts; the last alone
 FIRST = InnerLoop(300, 1e-3, 64, schedule="linear", adapts="head")  # ARSC: how a threshold's head is learned
 Logits = list[np.ndarray]  # (queries, classes) of each task
 
@@ -98,13 +98,17 @@ class Tables:
 # ---- one piece ------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
+def memory(model: str, frozen_layers: int, max_length: int) -> Known:
+    """What a model's frozen layers make of texts, for a whole process; the last alone is kept: it takes gigabytes."""
+    return {}
+
+
 def make_bench(config: Config, splits: Splits) -> Workbench:
     """The library's workbench, with a model that begins above the frozen layers and reviews that remember these."""
     bench = prepare(replace(config, baselines=()), splits, make_accelerator())
     lower = lower_part(bench.model, config.frozen_layers)
-    if (key := (config.model, config.frozen_layers, config.max_length)) not in KNOWN:
-        KNOWN.clear()  # gigabytes
-    known = KNOWN.setdefault(key, {})
+    known = memory(config.model, config.frozen_layers, config.max_length)
     skip_layers(bench.model, config.frozen_layers)
     bench.reviews = {part: RememberedReviews(each, lower, known) for part, each in bench.reviews.items()}
     return bench
@@ -305,7 +309,7 @@ def run_arsc(run: Run, base: Config) -> None:
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
-    run_average(run, base.for_learner("joint"), splits, tasks)
+        run_average(run, base.for_learner("joint"), splits, tasks)  # as soon as it can be, while its memory is there
     done = finished(run.runs / run.setting)
     found = [{**facts, "tasks": task_scores(logits, tasks, labels, odds)} for facts, logits in done]
     facts = {"training_tasks": len(splits.train_domains), "training_reviews": len(splits.train), "log_odds": odds}

@@ -36,7 +36,8 @@ KINDS = {  # of prediction, on ARSC
 
 plots.LABELS |= {f"{name}*": f"{words}, all weights adapt" for name, words in plots.LABELS.items()}
 plots.LABELS["joint+"] = f"{plots.LABELS['joint']}, seeds averaged"
-plots.LABELS["heads"], plots.COLOURS["heads"] = f"joint training, three heads, {HEADS_LENGTH} tokens", "#117733"
+HEADS = "joint training, three heads"
+plots.LABELS["heads"], plots.COLOURS["heads"] = f"{HEADS}, {HEADS_LENGTH} tokens", "#117733"
 
 
 def method(facts: dict[str, Any]) -> str:
@@ -197,7 +198,7 @@ def tuning_table(tuning: dict[str, Any]) -> str:
     rows = sorted(tuning["rows"], key=lambda row: (row["learner"], -sum(row["plain"].values())))
     kinds = [kind for kind in KINDS if any(kind in row for row in rows)]
     cells = [
-        [plots.label(row["learner"]), f"{row['review_passes']:,}",
+        [HEADS if row["learner"] == "heads" else plots.label(row["learner"]), f"{row['review_passes']:,}",
          ", ".join(f"{key}={value}" for key, value in row["settings"].items()),
          *(" / ".join(f"{100 * row[kind][metric]:.1f}" for metric in METRICS[:2]) if kind in row else "–"
            for kind in kinds)]
@@ -212,9 +213,9 @@ def tuning_page(tuning: dict[str, Any], title: str) -> str:
 
 {tuning["tasks"]} tasks of the validation domains {", ".join(tuning["validation_domains"])}, which are training domains
 held out for this; no target domain was looked at. Accuracy / balanced accuracy in percent, one seed: differences of a
-point or two say nothing. Where a row names no `max_length`: 64 tokens and four frozen layers up to 6,000
-review passes; 128 and three above. `adapt=head`: the inner loop
-of the training moved the head alone, too. `largest`: at most so many reviews of a training task (else all of them).
+point or two say nothing. Where a row names no `max_length`: 64 tokens and four frozen layers up to 6,000 review
+passes, 128 and three above. `adapt=head`: the inner loop of the training moved the head alone, too. `largest`: at most
+so many reviews of a training task (else all of them).
 `precision=bf16`: the training's forward passes in bfloat16, which some processors do several times faster.
 `averaged`: one model from the mean of the weights of so many seeds.
 
@@ -305,7 +306,7 @@ def chosen(
     for name, pieces in by_method(scores).items():
         rows = [row for row in tuning["rows"] if method(row | row["settings"]) == name
                 and row["review_passes"] == pieces[0]["review_passes"] and "dropout" not in row["settings"]
-                and tested(row) == run.get(learner(name))]  # fmt: skip
+                and tested(row, run["joint"][1]) == run.get(learner(name))]  # fmt: skip
         for kind in KINDS if rows else ():
             if kind in rows[0]:
                 margins[name, kind] = min(100 * fmean(row[kind][metric] for row in rows) - goal
@@ -313,9 +314,9 @@ def chosen(
     return max(margins, key=margins.__getitem__, default=None)
 
 
-def tested(row: dict[str, Any]) -> tuple[int, int]:
-    """Steps at the test and tokens of a text, of a row of the search with as many passes as were run."""
-    return int(row["settings"]["adapt_steps"]), int(row["settings"].get("max_length", 128))
+def tested(row: dict[str, Any], length: int) -> tuple[int, int]:
+    """Steps at the test and tokens of a text, of a row of the search; length: where it names none."""
+    return int(row["settings"]["adapt_steps"]), int(row["settings"].get("max_length", length))
 
 
 def goal_words(scores: dict[str, Any], choice: tuple[str, str] | None) -> str:
