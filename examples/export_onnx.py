@@ -49,6 +49,7 @@ if __name__ == "__main__":
     model, tokenizer = load(folder)
     export(model, tokenizer, file)
     logits = classify(onnxruntime.InferenceSession(file), tokenizer, texts)
-    scores = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)  # softmax
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))  # less the largest, so that none overflows
+    scores = powers / powers.sum(axis=-1, keepdims=True)  # softmax
     for text, row in zip(texts, scores, strict=True):
         print(f"{model.config.id2label[int(row.argmax())]} ({row.max():.2f}): {text}")

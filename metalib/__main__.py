@@ -146,9 +146,9 @@ def parse(words: Sequence[str]) -> Asked:
         asked = tyro.cli(Asked, prog="metalib", args=words)
         if isinstance(asked, Evaluate | Seeds | Cost | Adapt | Predict):
             return asked
-        file, folder = asked.file, Path(asked.settings.out or ".")
-        if file is None and asked.settings.resume and (folder / "config.yaml").exists():
-            file = folder / "config.yaml"
+        file, out = asked.file, asked.settings.out
+        if file is None and asked.settings.resume and out and (Path(out) / "config.yaml").exists():
+            file = Path(out) / "config.yaml"
         if file is not None:
             default = replace(asked, file=asked.file, settings=read_config(file))
             asked = tyro.cli(type(asked), prog=f"metalib {words[0]}", args=words[1:], default=default)
@@ -229,7 +229,7 @@ def apply(asked: Adapt | Predict) -> str:
 
 def stop(number: int, frame: object) -> None:
     """SIGTERM where nothing has to be finished first."""
-    raise Stopped("stopped by a signal; what was saved stays — go on with --resume")
+    raise Stopped("stopped by a signal; a run goes on from what it had saved with --resume")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -246,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> int:
     on_term = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         tables = carry_out(parse(sys.argv[1:] if words is None else words))
-    except MetalibError as error:
+    except (MetalibError, Stopped) as error:
         if speaks or isinstance(error, LostProcess):
             print(
                 "\n" * isinstance(error, LostProcess) + "metalib:",
@@ -256,7 +256,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         if speaks:
-            print("metalib: stopped; what was saved stays — go on with --resume", file=sys.stderr)
+            print("metalib: stopped; a run goes on from what it had saved with --resume", file=sys.stderr)
         return 130
     finally:  # called from a notebook or a test, it leaves everything as it was
         if on_term is not None:

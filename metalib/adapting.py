@@ -67,10 +67,10 @@ def adapt(
 
     Args:
         run: the run folder.
-        data: a file that `load_examples` reads, or a dataset with the columns text and label (ClassLabel).
+        data: a file that `load_examples` reads, or a dataset.
         out: the folder to write; not there yet, or empty.
         shots: learn from so many examples of each class, drawn by the seed; the others are a test. None: from all.
-        text_column, label_column: names of the file's columns.
+        text_column, label_column: names of the columns of the text and of the label.
         seed: of the draw, of the folds, of a new head, and of the gradient steps.
         adapt_steps, adapt_lr: number and learning rate of the gradient steps; None: as in the run.
 
@@ -87,7 +87,7 @@ def adapt(
     settings = read_run(run)
     config = with_steps(settings, adapt_steps, adapt_lr)
     theta = final_theta(run, settings, config.learner)
-    examples = data if isinstance(data, Dataset) else load_examples(data, text_column, label_column)
+    examples = load_examples(data, text_column, label_column)
     check_counts(examples, shots, name)
     start = open_run(run, theta, examples.features["label"].names, seed, config)
     reviews = tokenise(examples, start)

@@ -216,7 +216,7 @@ class Config:
         listed = {"joint": self.joint, "finetuned": ("meta_steps=0", *self.finetuned)}.get(name, ())
         dotted = parse_assignments(self.own, "own")
         for key in dotted:
-            if key.partition(".")[0] not in LEARNERS:
+            if key.partition(".")[0] not in LEARNERS or "." not in key:
                 raise BadInput(f"own: {key!r} does not begin with the name of a learner, as in maml.inner_lr=0.1")
         mine = {key.removeprefix(f"{name}."): value for key, value in dotted.items() if key.startswith(f"{name}.")}
         return {**parse_assignments(listed, f"the settings of {name}"), **mine}

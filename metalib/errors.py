@@ -19,8 +19,8 @@ class NotFinite(MetalibError):
     exit_code = 3
 
 
-class Stopped(MetalibError):
-    """A signal asked the run to stop; what was done is saved."""
+class Stopped(BaseException):
+    """A signal asked the run to stop; what was done is saved. Like KeyboardInterrupt, it is nobody's `Exception`."""
 
     exit_code = 143  # what shells report for SIGTERM
 

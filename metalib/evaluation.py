@@ -17,6 +17,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, recall_score
 from tqdm.auto import tqdm
 
+from metalib.errors import BadInput
 from metalib.learners import Learner
 from metalib.models import TokenizedReviews
 from metalib.processes import together
@@ -41,7 +42,10 @@ class Episodes:
 
     @classmethod
     def draw(cls, sampler: TaskSampler, count: int) -> "Episodes":
-        """The first `count` tasks of a sampler."""
+        """The first `count` tasks of a sampler. Raises BadInput where domains that come in turn would be left out."""
+        if sampler.in_turn and count < len(sampler.domains):
+            raise BadInput(f"{count} episodes are too few for {len(sampler.domains)} domains in turn — raise "
+                           "eval_episodes, or validation_episodes for validation domains")  # fmt: skip
         tasks = [sampler[index] for index in range(count)]
         overlap = {domain: sampler.query_share(domain) for domain in sampler.domains}
         return cls(tasks, np.stack([sampler.labels[task.query] for task in tasks]), overlap)

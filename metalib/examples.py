@@ -18,17 +18,18 @@ from metalib.reviews import name_problems, shape_problems, text_problems
 log = logging.getLogger("metalib")
 
 
-def load_examples(path: str | Path, text_column: str = "text", label_column: str = "label") -> Dataset:
+def load_examples(data: str | Path | Dataset, text_column: str = "text", label_column: str = "label") -> Dataset:
     """Labelled examples of one domain: columns text and label, in the file's order.
 
-    path: a file that ends in .json, .jsonl, .ndjson, .csv (parted by commas, semicolons or tabs) or .parquet.
-    Labels are any texts or whole numbers, two or more; the class names are the file's labels in sorted order, whole
-    numbers by value. Surrounding whitespace is stripped. A text that comes again is dropped, with a warning.
+    data: a file that ends in .json, .jsonl, .ndjson, .csv (parted by commas, semicolons or tabs) or .parquet; or a
+    dataset. Labels are any texts or whole numbers, two or more; the class names are those of a dataset's ClassLabel,
+    else the labels in sorted order, whole numbers by value. Surrounding whitespace is stripped. A text that comes again
+    is dropped, with a warning.
     Raises BadInput, which names the file, the records (counted from 1) and the remedy: a missing column, an empty
     text or label, one text with two labels, fewer than two classes, a class with one example only.
     """
-    name = str(path)
-    records = _read(name)
+    name = "the examples" if isinstance(data, Dataset) else str(data)
+    records = _records(data, label_column) if isinstance(data, Dataset) else _read(name)
     _find_columns(records, {"text_column": text_column, "label_column": label_column}, name)
     numbered = list(enumerate(records, start=1))
     refuse(((bad, number) for number, record in numbered for bad in _problems(record, text_column, label_column)), name)
@@ -45,6 +46,8 @@ def load_examples(path: str | Path, text_column: str = "text", label_column: str
         log.warning("%s: dropped %d examples whose text came earlier", name, doubles)
     labels = [label for label, _ in kept.values()]
     classes = _class_names(labels, label_column, name)
+    if isinstance(data, Dataset) and isinstance(kind := data.features[label_column], ClassLabel):
+        classes = [each for each in kind.names if each in classes]
     features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
     return Dataset.from_dict({"text": list(kept), "label": list(map(classes.index, labels))}, features=features)
 
@@ -83,6 +86,18 @@ def _read_lines(path: Path, name: str) -> list[str]:
     if not texts:
         raise BadInput(f"{name}: holds no texts — give a file with a text a line")
     return texts
+
+
+def _records(data: Dataset, label_column: str) -> list[dict[str, Any]]:
+    """The rows of a dataset, at least one, classes by their names. Raises BadInput where there are none."""
+    if not len(data):
+        raise BadInput("the examples: there are none — give a dataset with at least two of each class")
+    kind, records = data.features.get(label_column), data.to_list()
+    if isinstance(kind, ClassLabel):
+        for record in records:
+            number = record[label_column]
+            record[label_column] = None if number is None or number < 0 else kind.int2str(number)
+    return records
 
 
 def _find_columns(records: list[Any], columns: dict[str, str], name: str) -> None:

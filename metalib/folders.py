@@ -20,6 +20,7 @@ from metalib.errors import BadInput, MetalibError
 from metalib.processes import from_main
 
 log = logging.getLogger("metalib")
+FREE = ("out", "resume", "trackers", "checkpoint_every")  # settings that do not change what comes out
 
 
 def next_free_folder(config: Config, prefix: str = "") -> Path:
@@ -35,8 +36,11 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     """The run's folder, the same on all processes; not yet made.
 
     Raises:
-        BadInput: it is there already and `resume` is not set, or it holds a run with other settings.
+        BadInput: it is there already and `resume` is not set, or it holds a run with other settings; `resume` is set,
+            and no folder is named.
     """
+    if config.resume and config.out is None:
+        raise BadInput("--resume needs --out: name the folder of the run that is to go on")
     folder = Path(from_main(accelerator, (config.out or str(next_free_folder(config, prefix))).encode()).decode())
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
@@ -56,7 +60,7 @@ def refuse_other_settings(folder: Path, config: Config) -> None:
         return
     before, now = asdict(read_config(folder / "config.yaml")), asdict(config)
     for key in before:
-        if before[key] != now[key] and key not in ("out", "resume", "trackers", "checkpoint_every"):
+        if before[key] != now[key] and key not in FREE:
             raise BadInput(
                 f"{str(folder)!r} was started with {key}={before[key]!r}, not {now[key]!r} — "
                 "resume with the same settings, or name another --out"
@@ -67,8 +71,10 @@ def start_folder(folder: Path, config: Config) -> None:
     """Make a folder that holds its settings.
 
     Raises:
-        BadInput: it cannot be made or written.
+        BadInput: it cannot be made or written, or another run has begun it meanwhile.
     """
+    if not config.resume and (folder / "config.yaml").exists():
+        raise BadInput(f"--out {str(folder)!r} has just been taken by another run — start again, or name another")
     try:
         write_config(config, folder / "config.yaml")
     except MetalibError as error:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,7 +22,6 @@ from datasets import DownloadConfig, DownloadManager
 from pyarrow.parquet import ParquetFile
 
 from metalib.errors import BadInput
-from metalib.world import FEATURES
 
 ARSC_NAME = re.compile(r"(?P<domain>.+)\.t(?P<threshold>[245])\.(?P<split>train|dev|test)")
 ARSC_SPLITS = ("train", "dev", "test")
@@ -99,8 +99,8 @@ def _read_json(path: Path) -> list[Any]:
     """Records of [records], {"data": [records]} or JSON lines: told apart by content, not by extension."""
     text = text_of(path)
     found = _parse_json(text) if text.strip() else []
-    if isinstance(found, dict) and found.keys() & FEATURES.keys():  # JSON lines with one line
-        return [found]
+    if isinstance(found, dict) and "data" not in found and not any(isinstance(each, list) for each in found.values()):
+        return [found]  # JSON lines with one line
     if isinstance(found, dict) and "data" not in found:
         raise ValueError(f'an object without "data" (its keys: {reprlib.repr(list(found))})')
     records = found["data"] if isinstance(found, dict) else found
@@ -137,6 +137,7 @@ def _read_csv(path: Path) -> list[Any]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         reader.fieldnames = [field.strip() for field in reader.fieldnames or []]
+        refuse_twins(reader.fieldnames)
         return list(reader)
     except csv.Error as error:
         raise ValueError(f"{error}, in the record from line {reader.line_num + 1} on") from error
@@ -145,7 +146,14 @@ def _read_csv(path: Path) -> list[Any]:
 def _read_parquet(path: Path) -> list[Any]:
     """Records of a parquet file. Not `read_table`: it makes columns of the folders' names."""
     with ParquetFile(path) as file:
+        refuse_twins(file.schema_arrow.names)
         return file.read().to_pylist()
+
+
+def refuse_twins(names: Iterable[str]) -> None:
+    """Raise ValueError for a column's name that comes twice."""
+    if twins := [name for name, times in Counter(names).items() if name and times > 1]:
+        raise ValueError(f"two columns are called {twins[0]!r}")
 
 
 READERS = dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json)

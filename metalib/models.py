@@ -1,6 +1,8 @@
 """Models: a tokenizer and a text classifier, tiny and made here or pretrained and loaded."""
 
 import hashlib
+import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -28,6 +30,7 @@ from metalib.errors import BadInput
 from metalib.fast import pack
 from metalib.parts import features
 
+log = logging.getLogger("metalib")
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 
 
@@ -98,6 +101,7 @@ def load_model(
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {name: number for number, name in enumerate(labels)},
+        "problem_type": "single_label_classification",
     }
     with seeded(seed):
         if name == "tiny":
@@ -129,9 +133,12 @@ def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTraine
     transformers.logging.set_verbosity_error()  # a new classifier head is what is wanted: no warning about it
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **heads
-        )  # weights that are pickles, and code that comes with a model, are refused
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=not (Path(name) / "metalib.json").exists(), **heads,
+        )  # weights that are pickles, and code that comes with a model, are refused  # fmt: skip
+        if found["mismatched_keys"]:
+            log.info("model %r: its head is for other classes, and a new one takes its place", name)
     except Exception as error:  # the hub, the disk and the file formats all raise their own
         what = (
             "the folder cannot be opened as a model"
@@ -156,7 +163,7 @@ def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
     """Freeze the embeddings and the lowest `layers` encoder layers; 0 freezes nothing.
 
     Raises:
-        BadInput: the model has fewer layers, or none that can be found (`encoder.layer`, `transformer.layer`).
+        BadInput: no list of modules in the model (where its layers stand) is as long as that.
     """
     if layers == 0:
         return
@@ -165,6 +172,7 @@ def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
         raise BadInput(f"frozen_layers={layers}: {type(model).__name__} has no stack of that many layers — lower it")
     frozen = [stacks[0][i] for i in range(layers)]
     frozen += [child for name, child in model.base_model.named_children() if "embeddings" in name]
+    frozen.append(model.get_input_embeddings())
     for module in frozen:
         module.requires_grad_(False)
 
@@ -187,9 +195,10 @@ class TokenizedReviews:
         def encode(columns: dict) -> dict:
             return {"input_ids": tokenizer(columns["text"], truncation=True, max_length=max_length)["input_ids"]}
 
-        key = hashlib.sha256(
-            repr((tokenizer, sorted(tokenizer.get_vocab().items()), max_length, reviews["text"][:])).encode()
-        ).hexdigest()
+        rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+        rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}  # the last call's
+        what = (tokenizer, json.dumps(rules, sort_keys=True), transformers.__version__, max_length, reviews["text"][:])
+        key = hashlib.sha256(repr(what).encode()).hexdigest()
         cache = Path(config.HF_DATASETS_CACHE) / "metalib" / f"{key}.arrow"  # the next run, or process, finds it there
         how: dict = {"batched": True, "remove_columns": reviews.column_names, "desc": "Tokenising",
                      "cache_file_name": str(cache), "new_fingerprint": key}  # fmt: skip

@@ -20,8 +20,7 @@ from metalib.folders import choose_folder, log_to, read_json, refuse_other_setti
 from metalib.plots import label, phase_diagram, plt
 from metalib.processes import from_main, make_accelerator
 from metalib.report import percent, table
-from metalib.runs import load_splits, predict_all, train_learners
-from metalib.tasks import TaskSampler
+from metalib.runs import load_splits, predict_all, test_episodes, train_learners
 from metalib.training import Workbench, prepare
 
 METRIC = "balanced_accuracy"
@@ -75,7 +74,7 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
         if any((name, count) not in done for count in shots):
             with accelerator.main_process_first():
                 splits = load_splits(world)
-            TaskSampler(splits.test, max(shots), world.queries)
+            test_episodes(replace(world, shots=max(shots)), splits)
     if accelerator.is_main_process:
         start_folder(folder, config)
     accelerator.wait_for_everyone()
@@ -95,6 +94,8 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
                 cells.append({"world": name, **settings_of(world, grid), **compare_at(bench, thetas, count)})
                 if accelerator.is_main_process:
                     write(folder, cells)
+        if accelerator.is_main_process:
+            write(folder, cells)  # a run that was killed may have left an old table or figure
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder
@@ -131,9 +132,7 @@ def compare_at(bench: Workbench, thetas: dict[str, Any], shots: int) -> Cell:
     `simultaneous` intervals hold for all pairs of the cell's learners together (Bonferroni): whoever looks for the best
     of several rivals must ask more of each.
     """
-    config = bench.config
-    sampler = TaskSampler(bench.splits.test, shots, config.queries, config.split_seed, in_turn=True)
-    episodes = Episodes.draw(sampler, config.eval_episodes)
+    episodes = test_episodes(replace(bench.config, shots=shots), bench.splits)
     predictions = predict_all(bench, thetas, episodes, shots=shots)
     values = {name: score(predicted[:, -1], episodes.labels)[METRIC] for name, predicted in predictions.items()}
     ranked = sorted(values, key=lambda name: -float(np.mean(values[name])))

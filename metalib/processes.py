@@ -25,9 +25,10 @@ def make_accelerator(trackers: Iterable[str] = (), folder: Path | None = None) -
         BadInput: more processes than GPUs on this machine, or a precision that would need its losses scaled.
     """
     gpus = torch.cuda.device_count()
-    on_cpu = not (gpus or torch.backends.mps.is_available())
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    on_cpu = told or not (gpus or torch.backends.mps.is_available())
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if gpus and local > gpus and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
+    if local > gpus and not on_cpu:
         raise BadInput(f"{local} processes on a machine with {gpus} GPU(s) — start one for each GPU, or add --cpu")
     if restarts() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
         join_again("gloo" if on_cpu else "nccl")
@@ -96,6 +97,8 @@ def together(accelerator: Accelerator, when: str) -> Iterator[None]:
     """Around what all processes do at once: where one of them is gone, torch's error becomes LostProcess."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         if accelerator.num_processes == 1:
             raise
@@ -136,6 +139,13 @@ def from_main(accelerator: Accelerator, content: bytes) -> bytes:
         buffer = content if accelerator.is_main_process else bytes(size)
         sent = torch.frombuffer(bytearray(buffer), dtype=torch.uint8).to(accelerator.device)
         return bytes(broadcast(sent).cpu().numpy())
+
+
+def refuse_differences(accelerator: Accelerator, here: bytes) -> None:
+    """Raise BadInput, on all processes, where one of them works with something else than the first."""
+    if anywhere(accelerator, from_main(accelerator, here) != here):
+        raise BadInput("the processes have different settings or reviews — give every machine the same command, the "
+                       "same YAML file and the same data")  # fmt: skip
 
 
 def anywhere(accelerator: Accelerator, here: object) -> bool:

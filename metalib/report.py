@@ -13,7 +13,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS
-from metalib.folders import read_json
+from metalib.folders import FREE, read_json
 from metalib.learners import Learner
 
 Clean = Callable[[object], str]
@@ -35,8 +35,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], clean: Clean = 
 def percent(point: dict[str, Any]) -> str:
     """`{"mean", "ci95"}`, fractions → `91.2 (88.9 to 93.5)`, in percent."""
     low, high = point["ci95"]
-    mean = f"{100 * point['mean']:.1f}"
-    return mean if low is None or low == high else f"{mean} ({100 * low:.1f} to {100 * high:.1f})"
+    mean, *ends = (f"{100 * each:.1f}" for each in (point["mean"], low or 0, high or 0))
+    return mean if low is None or ends[0] == ends[1] else f"{mean} ({ends[0]} to {ends[1]})"
 
 
 def trained(methods: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def over_seeds(folders: Sequence[Path]) -> str:
     """Several runs that differ in their seed only: mean score and spread over the seeds, as Markdown.
 
     Raises:
-        BadInput: a folder without `evaluation.json`, or runs that were not tested on the same episodes.
+        BadInput: a folder without `evaluation.json`, or runs that differ in more than their seed.
     """
     if not folders:
         raise BadInput("no runs to put into a table — name the folders of finished runs")
@@ -117,7 +117,13 @@ def over_seeds(folders: Sequence[Path]) -> str:
         if not (folder / "evaluation.json").exists():
             raise BadInput(f"{str(folder)!r} holds no evaluation.json — name folders of finished runs")
     runs = [read_json(folder / "evaluation.json") for folder in folders]
-    seeds = [read_config(folder / "config.yaml").seed for folder in folders]
+    configs = [read_config(folder / "config.yaml") for folder in folders]
+    seeds = [config.seed for config in configs]
+    if len(set(seeds)) < len(seeds):
+        raise BadInput(f"the runs have the seeds {', '.join(map(str, seeds))} — name runs of different ones")
+    for key in (key for key in asdict(configs[0]) if key not in (*FREE, "seed", "data")):
+        if len(different := {repr(getattr(config, key)) for config in configs}) > 1:
+            raise BadInput(f"the runs differ in more than their seed: {key} is {' and '.join(sorted(different))}")
     if len({run["episodes"]["sha256"] for run in runs}) > 1:
         raise BadInput("the runs were tested on different episodes and cannot be put into one table")
     if len({tuple(run["methods"]) for run in runs}) > 1:
@@ -201,9 +207,10 @@ def write_model(folder: Path, learner: Learner, tokenizer: Any, config: Config) 
     from huggingface_hub import ModelCard, ModelCardData
 
     learner.save(folder / "model")
+    tokenizer.model_max_length = config.max_length  # so that whoever opens it cuts where the learner did
     tokenizer.save_pretrained(folder / "model")
     evaluation = read_json(folder / "evaluation.json")
-    data = ModelCardData(language="en", library_name="transformers", tags=["meta-learning", config.learner],
+    data = ModelCardData(library_name="transformers", tags=["meta-learning", config.learner],
                          pipeline_tag="text-classification" if learner.is_classifier else "feature-extraction",
                          )  # fmt: skip
     how = learner.how_it_adapts(f"{config.shots} reviews per class")

@@ -15,23 +15,16 @@ from datasets import Dataset
 from safetensors import SafetensorError
 
 from metalib import __version__, report
-from metalib.checkpoint import load_checkpoint
+from metalib.checkpoint import load_checkpoint, read_lines
 from metalib.config import Config, read_config
 from metalib.errors import BadInput, MetalibError
-from metalib.evaluation import (
-    Episodes,
-    compare,
-    constant_predictions,
-    curve,
-    predict_episodes,
-    summarise,
-)
+from metalib.evaluation import Episodes, compare, constant_predictions, curve, predict_episodes, summarise
 from metalib.folders import choose_folder, learner_folder, log_to, read_json, start_folder, write_json
 from metalib.learners import Learner, MetricLearner
 from metalib.processes import anywhere, check_restarts, describe, make_accelerator, restarts, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
-from metalib.tasks import TaskSampler, hash_tasks
-from metalib.training import Workbench, meta_train, prepare, training_tasks
+from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
+from metalib.training import Workbench, meta_train, prepare, refuse_other_reviews, training_tasks
 from metalib.world import World
 
 log = logging.getLogger("metalib")
@@ -72,6 +65,12 @@ def load_splits(config: Config) -> Splits:
     return splits
 
 
+def test_episodes(config: Config, splits: Splits) -> Episodes:
+    """The episodes on which all methods are tested, test domains in turn. Raises BadInput where one has none."""
+    sampler = TaskSampler(splits.test, config.shots, config.queries, config.split_seed, in_turn=True)
+    return Episodes.draw(sampler, config.eval_episodes)
+
+
 def train(config: Config) -> Path:
     """Meta-train, test and report; returns the run folder.
 
@@ -88,6 +87,7 @@ def train(config: Config) -> Path:
     folder = choose_folder(config, accelerator)
     with accelerator.main_process_first():
         splits = load_splits(config)
+    test_episodes(config, splits)  # before the work
     bench = prepare(config, splits, accelerator)
     if accelerator.is_main_process:
         start_folder(folder, config)
@@ -96,7 +96,7 @@ def train(config: Config) -> Path:
         accelerator.init_trackers("metalib", flat_settings(config))
     accelerator.wait_for_everyone()
     with log_to(folder, accelerator):
-        log.info(describe(accelerator, config.meta_batch))
+        log.info("%s: %s", folder, describe(accelerator, config.meta_batch))
         warn_of_launch(accelerator, config.meta_batch)
         log.info("train on %s; test on %s", ", ".join(splits.train_domains), ", ".join(splits.test_domains))
         thetas = train_learners(bench, folder)
@@ -209,8 +209,7 @@ def predict_all(
 def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> None:
     """Test all methods on the same episodes; writes `evaluation.json` and the adaptation curves of `curves.json`."""
     config, reviews = bench.config, bench.splits.test
-    sampler = TaskSampler(reviews, config.shots, config.queries, config.split_seed, in_turn=True)
-    episodes = Episodes.draw(sampler, config.eval_episodes)
+    episodes = test_episodes(config, bench.splits)
     along = predict_all(bench, thetas, episodes, marks=True)
     majority = int(np.bincount(bench.reviews["train"].labels).argmax())
     predictions = {"majority": constant_predictions(episodes, lambda task: np.full(len(task.query), majority))}
@@ -285,6 +284,7 @@ def evaluate(folder: str | Path) -> Path:
         splits = load_splits(config)
     bench = prepare(config, splits, accelerator)
     thetas = load_thetas(bench, folder)
+    refuse_other_reviews(folder, read_lines(folder / "metrics.jsonl", 0), hash_reviews(splits.train))
     with log_to(folder, accelerator):
         test(bench, thetas, folder)
         shots = shot_curve(bench, thetas)

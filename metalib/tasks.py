@@ -37,7 +37,7 @@ class TaskSampler:
         in_turn: task i comes from domain i mod (number of domains), instead of a random one.
 
     Raises:
-        BadInput: no reviews, or a domain with too few of a class for shots + queries.
+        BadInput: no reviews, or domains with too few of a class for shots + queries.
     """
 
     def __init__(self, reviews: Dataset, shots: int, queries: int, seed: int = 0, in_turn: bool = False) -> None:
@@ -50,19 +50,18 @@ class TaskSampler:
         self.labels = np.asarray(reviews["label"][:])
         domains = np.asarray(reviews["domain"][:])
         self.domains: list[str] = sorted(set(domains.tolist()))
-        self.pools = {domain: self._pool(domain, domains == domain) for domain in self.domains}
-
-    def _pool(self, domain: str, in_domain: np.ndarray) -> list[np.ndarray]:
-        """The rows of one domain, class by class; refuses a domain that is too small."""
-        pool = [np.flatnonzero(in_domain & (self.labels == label)) for label in range(len(self.class_names))]
-        needed = self.shots + self.queries
-        for name, rows in zip(self.class_names, pool, strict=True):
-            if len(rows) < needed:
-                raise BadInput(
-                    f"domain {domain!r} has {len(rows)} {name} reviews; shots={self.shots} with "
-                    f"queries={self.queries} needs {needed} — lower one of them, or leave the domain out"
-                )
-        return pool
+        self.pools = {
+            domain: [np.flatnonzero((domains == domain) & (self.labels == label))
+                     for label in range(len(self.class_names))]
+            for domain in self.domains
+        }  # fmt: skip
+        needed = shots + queries
+        few = [f"domain {domain!r} has {len(rows)} {name} reviews" for domain, pool in self.pools.items()
+               for name, rows in zip(self.class_names, pool, strict=True) if len(rows) < needed]  # fmt: skip
+        if few:
+            more = f", and so on ({len(few)} in all)" if len(few) > 5 else ""
+            raise BadInput(f"{', '.join(few[:5])}{more}; shots={shots} with queries={queries} needs {needed} — "
+                           "lower one of them, or leave these domains out")  # fmt: skip
 
     def __getitem__(self, index: int) -> Task:
         if index < 0:
@@ -82,6 +81,14 @@ class TaskSampler:
     def query_share(self, domain: str) -> float:
         """Share of the domain's reviews, per class, that one query set takes: how much two episodes overlap."""
         return float(np.mean([self.queries / len(rows) for rows in self.pools[domain]]))
+
+
+def hash_reviews(reviews: Dataset) -> str:
+    """SHA-256 over texts, labels and domains, in order."""
+    digest = hashlib.sha256()
+    for review in zip(*(reviews[name][:] for name in ("text", "label", "domain")), strict=True):
+        digest.update(repr(review).encode())
+    return digest.hexdigest()
 
 
 def hash_tasks(tasks: Iterable[Task], texts: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import load
 from torch import nn
+from torch.distributed import all_reduce
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,12 +23,13 @@ from metalib.checkpoint import append_line, read_checkpoint, read_lines, save_ch
 from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, curve, predict_episodes
+from metalib.folders import FREE
 from metalib.learners import LEARNERS, Learner
 from metalib.models import TokenizedReviews, load_model, seeded
 from metalib.parts import add_lora
-from metalib.processes import anywhere, from_main, stop_signals, together
+from metalib.processes import anywhere, from_main, refuse_differences, stop_signals, together
 from metalib.reviews import Splits
-from metalib.tasks import TaskSampler, hash_tasks
+from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
 from metalib.weights import CHUNK, Kept, OuterStep, Weights
 
 log = logging.getLogger("metalib")
@@ -76,6 +79,8 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
     if accelerator.mixed_precision != "no":  # Accelerate's autocast around forward(); without DistributedDataParallel
         model = accelerator.prepare_model(model, evaluation_mode=True)
     weights = Weights(model)
+    same = [(key, value) for key, value in vars(config).items() if key not in (*FREE, "data", "model")]
+    refuse_differences(accelerator, repr((same, len(weights), *map(hash_reviews, parts.values()))).encode())
     return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
 
 
@@ -91,8 +96,11 @@ def extend_model(model: PreTrainedModel, config: Config) -> None:
 
 
 def training_tasks(config: Config, reviews: Dataset) -> TaskSampler:
-    """The endless list of tasks on which a learner is meta-trained."""
-    return TaskSampler(reviews, config.train_shots, config.query_rows, config.seed)
+    """The endless list of tasks on which a learner is meta-trained. Raises BadInput where domains are too small."""
+    try:
+        return TaskSampler(reviews, config.train_shots, config.query_rows, config.seed)
+    except BadInput as error:
+        raise BadInput(re.sub(r"\b(shots|queries)=", r"train_\1=", f"training: {error}")) from error
 
 
 def sum_directions(
@@ -125,7 +133,7 @@ def sum_directions(
         losses[place, 1] = met[-1] + 0 * met.sum()  # 0, or not finite where any loss on the way was not
     if accelerator.num_processes > 1:
         with together(accelerator, f"at meta-step {step + 1}"):
-            total = accelerator.reduce(total, "sum")
+            all_reduce(total)  # in its place: `accelerator.reduce` would copy it
     return total[:size].div_(meta_batch), total[size:].view(meta_batch, 2).cpu().numpy()
 
 
@@ -156,10 +164,10 @@ def meta_train(
     """
     accelerator, learner = bench.accelerator, bench.learner(config)
     sampler = training_tasks(config, bench.splits.train)
-    texts = bench.splits.train["text"][:]
+    texts, reviews = bench.splits.train["text"][:], hash_reviews(bench.splits.train)
     bench.weights.restore(bench.theta_0)
     outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)
-    done, lines = resume_from(folder, outer_step, accelerator) if config.resume else (-1, [])
+    done, lines = resume_from(folder, outer_step, accelerator, reviews) if config.resume else (-1, [])
     episodes = validation_episodes(bench)
     points = {0, *(round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1))}
     is_main, started = accelerator.is_main_process, perf_counter()
@@ -175,7 +183,7 @@ def meta_train(
     if is_main:
         write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines).encode())
     if done < 0:
-        record({"meta_step": 0, "review_passes": 0})
+        record({"meta_step": 0, "review_passes": 0, "reviews": reviews})
         done = 0
     bar = tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not is_main)
     with bar, stop_signals() as came:
@@ -223,14 +231,24 @@ def annealed(config: Config, kind: str, step: int) -> float:
     return first + (last - first) * step / max(config.meta_steps - 1, 1)
 
 
-def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -> tuple[int, list[str]]:
+def refuse_other_reviews(folder: Path, lines: list[str], reviews: str) -> None:
+    """Raise BadInput where the first line of `metrics.jsonl` has another hash of the training reviews than this."""
+    if lines and json.loads(lines[0]).get("reviews") != reviews:
+        raise BadInput(f"{str(folder)!r} was trained on other reviews than these — give it the same data, or train "
+                       "anew with another --out")  # fmt: skip
+
+
+def resume_from(
+    folder: Path, outer_step: OuterStep, accelerator: Accelerator, reviews: str
+) -> tuple[int, list[str]]:
     """Load the folder's newest checkpoint: meta-steps done, and (main process only) the lines of `metrics.jsonl`.
 
     The main process reads it and sends it to the others, so that machines need not share a disk. Where there is no
     checkpoint yet, −1 meta-steps are done: not even the first line, of the untrained model, is written.
 
     Raises:
-        BadInput: no checkpoint is whole, or `metrics.jsonl` does not belong to it.
+        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hash of the training reviews is
+            not `reviews`.
     """
     lines: list[str] = []
     facts: dict[str, Any] = {"done": -1, "wrong": ""}
@@ -239,6 +257,7 @@ def resume_from(folder: Path, outer_step: OuterStep, accelerator: Accelerator) -
         try:
             found = read_checkpoint(folder / "checkpoint")
             lines = read_lines(folder / "metrics.jsonl", None if found is None else found[0])
+            refuse_other_reviews(folder, lines, reviews)
             if found is not None:
                 facts["done"], content = found
         except MetalibError as error:

@@ -12,6 +12,7 @@ from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
 from metalib.folders import choose_folder, log_to, refuse_other_settings, start_folder
+from metalib.learners import LEARNERS
 from metalib.processes import make_accelerator
 from metalib.report import percent, table
 from metalib.runs import load_splits
@@ -37,11 +38,16 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
 
 def combinations(config: Config, grid: dict[str, list[str]]) -> list[tuple[dict[str, str], Config]]:
     """Every combination of the grid's values, with its checked settings; those that share a training stand together."""
-    # The learner's own settings first, then the grid's, which must not be overridden again.
-    base = {**asdict(config.for_learner(config.learner)), "joint": (), "finetuned": (), "own": (), "baselines": ()}
+
+    def base(learner: str) -> dict[str, Any]:
+        """The learner's own settings first; the grid's come after, and must not be overridden again."""
+        own = config.for_learner(learner) if learner in LEARNERS else config  # `make_config` says what is unknown
+        return {**asdict(own), "joint": (), "finetuned": (), "own": (), "baselines": ()}
+
     names = sorted(grid, key=lambda name: name in TEST_SETTINGS)
     chosen = [dict(zip(names, values, strict=True)) for values in product(*(grid[name] for name in names))]
-    return [(choice, make_config({**base, **choice}, "--grid")) for choice in chosen]
+    return [(choice, make_config({**base(choice.get("learner", config.learner)), **choice}, "--grid"))
+            for choice in chosen]  # fmt: skip
 
 
 def tune(config: Config, grid: dict[str, list[str]]) -> Path:

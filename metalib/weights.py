@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from metalib.errors import MetalibError
 
-CHUNK = 2**20  # numbers that are worked on at a time, where a copy of all would cost memory
+CHUNK = 2**18  # numbers that are worked on at a time: a copy of all would cost memory, and so many stay in the cache
 
 
 class Weights:

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -491,6 +491,26 @@ def test_importing_metalib_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
     with pytest.raises(AttributeError, match="nothing"):
         metalib.nothing  # noqa: B018
+
+
+def test_a_dataset_is_checked_as_a_file_is(make_run: MakeRun, tmp_path: Path) -> None:
+    rows = [{"says": f"text {n}", "mood": ("bad", "good")[n % 2]} for n in range(8)]
+    out = metalib.adapt(make_run()[0], Dataset.from_list(rows), tmp_path / "x", None, "says", "mood")
+    assert read(out / "metalib.json")["examples"] == {"bad": 4, "good": 4}
+    kind = Features({"says": Value("string"), "mood": ClassLabel(names=["never", "good", "bad"])})
+    typed = Dataset.from_list([{**row, "mood": 2 - n % 2} for n, row in enumerate(rows)], features=kind)
+    assert load_examples(typed, "says", "mood").features["label"].names == ["good", "bad"]
+    for more, said in (({"says": "text 1", "mood": "bad"}, "text of record 2, but another label"),
+                       ({"says": None, "mood": "bad"}, "1 record has no 'says': 9"),
+                       ({"says": "new", "mood": None}, "1 record has no 'mood': 9")):  # fmt: skip
+        with pytest.raises(BadInput, match=said):
+            load_examples(Dataset.from_list([*rows, more]), "says", "mood")
+    with pytest.raises(BadInput, match="1 record has no 'mood': 9"):
+        load_examples(typed.add_item({"says": "new", "mood": -1}), "says", "mood")
+    with pytest.raises(BadInput, match="no column 'text' — name one of them as text_column"):
+        load_examples(typed)
+    with pytest.raises(BadInput, match="there are none"):
+        load_examples(typed.select([]), "says", "mood")
 
 
 def test_a_dataset_will_do(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:

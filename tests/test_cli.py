@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from metalib import runs, tuning
 from metalib.__main__ import main
-from metalib.config import Config, write_config
+from metalib.config import Config, read_config, write_config
 
 Refused = Callable[..., str]
 
@@ -102,17 +102,30 @@ def test_a_test_domain_that_is_also_a_training_domain(refused: Refused) -> None:
     [
         (["--shots", "30"], "shots=30 with queries=5 needs 35"),
         (["--queries", "60"], "shots=5 with queries=60 needs 65"),
-        (["--train-shots", "50"], "shots=50 with queries=0 needs 50"),
+        (["--train-shots", "50"], "train_shots=50 with train_queries=0 needs 50"),
     ],
 )
 def test_domain_with_too_few_reviews_of_a_class(refused: Refused, flags: list[str], needs: str) -> None:
     said = refused("train", "good.yaml", *flags)
     assert "domain '" in said and " negative reviews" in said and needs in said and "lower one" in said
+    assert ("training: " in said) == ("train_" in needs)
 
 
 def test_too_many_shots_for_a_baseline_alone(refused: Refused, here: Path) -> None:
     (here / "own.yaml").write_text((here / "good.yaml").read_text() + "\njoint: {train_shots: 90}\n")
-    assert "shots=90" in refused("train", "own.yaml")
+    assert "train_shots=90" in refused("train", "own.yaml")
+
+
+def test_test_domains_that_would_not_be_tested(refused: Refused) -> None:
+    said = refused("train", "good.yaml", "--eval-episodes", "1")
+    assert "1 episodes are too few for 2 domains in turn — raise eval_episodes" in said
+    assert "no reviews to draw tasks from" in refused("train", "good.yaml", "--test-domains")
+    assert "too few for 2 domains" in refused("phase", "good.yaml", "--eval-episodes", "1", "--grid", "shots=1,2")
+
+
+def test_two_columns_of_one_name(refused: Refused, here: Path) -> None:
+    (here / "twins.csv").write_text("text,label,domain,text \nfine,positive,music,bad\n")
+    assert "two columns are called 'text'" in refused("train", "good.yaml", "--data", "twins.csv")
 
 
 def test_unknown_held_out_domains(refused: Refused) -> None:
@@ -239,7 +252,7 @@ def test_unknown_tracker_learner_and_baseline(refused: Refused) -> None:
         (["--own", "mamal.inner_lr=0.1"], "own: 'mamal.inner_lr' does not begin with the name of a learner"),
         (["--own", "joint.inner_lrr=0.1"], "settings of joint: unknown setting 'inner_lrr'"),
         (["--own", "joint.adapt=tail"], "settings of joint: adapt is 'tail'"),
-        (["--learner", "relation", "--train-queries", "40"], "shots=6 with queries=40 needs 46"),
+        (["--learner", "relation", "--train-queries", "40"], "train_shots=6 with train_queries=40 needs 46"),
     ],
 )
 def test_settings_that_a_learner_cannot_do(refused: Refused, flags: list[str], said: str) -> None:
@@ -266,6 +279,29 @@ def test_existing_run_without_resume(refused: Refused, here: Path) -> None:
     (here / "run").mkdir()
     write_config(Config(), here / "run" / "config.yaml")
     assert "--out 'run' is there already — add --resume" in refused("train", "good.yaml", "--out", "run")
+
+
+def test_resuming_what_is_not_named(refused: Refused, here: Path) -> None:
+    (here / "config.yaml").write_text("no setting: 1")  # somebody else's
+    for words in (["train"], ["train", "good.yaml"], ["tune", "good.yaml", "--grid", "inner_lr=1e-3"],
+                  ["phase", "good.yaml", "--grid", "shots=1"]):  # fmt: skip
+        assert "--resume needs --out: name the folder" in refused(*words, "--resume")
+
+
+def test_a_folder_that_another_run_takes_meanwhile(
+    here: Path, config: Config, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = runs.prepare
+
+    def slowly(*given: Any) -> Any:
+        (here / "run").mkdir()
+        write_config(replace(config, seed=7), here / "run" / "config.yaml")
+        return prepare(*given)
+
+    monkeypatch.setattr(runs, "prepare", slowly)
+    assert main(["train", "good.yaml", "--out", "run"]) == 2
+    assert "'run' has just been taken by another run" in capsys.readouterr().err
+    assert read_config(here / "run" / "config.yaml").seed == 7
 
 
 def test_out_that_is_a_file(refused: Refused) -> None:

@@ -198,6 +198,8 @@ def test_other_files(tmp_path: Path) -> None:
         write(tmp_path / "a.csv", "text,label\nfine, really,a\n")
     )
     assert "holds no records" in complaint(write(tmp_path / "b.csv", "text,label\n"))
+    assert "two columns are called 'label'" in complaint(write(tmp_path / "c.csv", "text,label, label\nfine,a,b\n"))
+    assert load_texts(write(tmp_path / "one.jsonl", '{"review": "fine"}\n'), "review") == ["fine"]
     assert "cannot be read as .csv" in complaint(write(tmp_path / "b.csv", "text,label\nété,a\n".encode("utf-16")))
 
 

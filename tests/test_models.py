@@ -10,6 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from tokenizers.normalizers import BertNormalizer
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
@@ -137,6 +138,29 @@ def test_freezing_finds_the_layers_of_other_architectures(bench, tmp_path, kind)
         assert parameter.requires_grad == (".embeddings." not in name and ".layer.0." not in name), name
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_checkpoint_for_other_classes_gets_a_new_head_and_says_so(bench, tmp_path, caplog, classes):
+    folder = save_checkpoint("bert", bench, tmp_path)
+    old = BertForSequenceClassification.from_pretrained(folder, num_labels=classes, ignore_mismatched_sizes=True)
+    old.config.problem_type = "multi_label_classification"
+    old.save_pretrained(folder)
+    with caplog.at_level("INFO", "metalib"):
+        model, tokenizer = load_model(str(folder), [], LABELS, max_length=48)
+    assert ("its head is for other classes" in caplog.text) == (classes == 3)
+    assert model.classifier.out_features == 2 and model.config.id2label == dict(enumerate(LABELS))
+    assert torch.equal(model.classifier.weight, old.classifier.weight) == (classes == 2)
+    assert torch.equal(model.bert.encoder.layer[0].output.dense.weight, old.bert.encoder.layer[0].output.dense.weight)
+    reviews = TokenizedReviews(bench.splits.test, tokenizer, 48)
+    assert model(**reviews.batch(np.arange(4))).loss.shape == ()
+
+
+def test_a_folder_of_metalib_whose_head_does_not_fit_is_broken(bench, tmp_path):
+    folder = save_checkpoint("bert", bench, tmp_path)
+    (folder / "metalib.json").write_text("{}")
+    with pytest.raises(BadInput, match="cannot be opened as a model"):
+        load_model(str(folder), [], ["a", "b", "c"], max_length=48)
+
+
 def test_freezing_more_layers_than_there_are_is_refused():
     with pytest.raises(BadInput, match=r"frozen_layers=3.*lower it"):
         load_model("tiny", TEXTS, LABELS, frozen_layers=3, max_length=48)
@@ -227,6 +251,15 @@ def test_the_tokenised_reviews_are_found_again_whatever_the_order_of_the_vocabul
     second = TokenizedReviews(reviews, tokenizer, 48)
     assert len(list((tmp_path / "metalib").iterdir())) == 1
     assert all(np.array_equal(a, b) for a, b in zip(first.tokens, second.tokens, strict=True))
+
+
+def test_another_rule_of_the_tokenizer_is_not_answered_from_the_cache(reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr(models.config, "HF_DATASETS_CACHE", tmp_path)
+    tokenizer = train_tokenizer(reviews["text"][:])
+    first = TokenizedReviews(reviews, tokenizer, 48)
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer(lowercase=False)  # the vocabulary stays as it is
+    second = TokenizedReviews(reviews, tokenizer, 48)
+    assert any(not np.array_equal(a, b) for a, b in zip(first.tokens, second.tokens, strict=True))
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, -5])

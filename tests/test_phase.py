@@ -201,6 +201,10 @@ def test_with_resume_only_missing_cells_are_made_and_they_are_the_same(
     again, before = replace(settings, resume=True), read_cells(finished / "phase.json")
     phase(again, GRID)
     assert trained == [] and read_cells(finished / "phase.json") == before
+    table = (finished / "phase.md").read_bytes()
+    (finished / "phase.md").unlink()  # killed before it was written
+    phase(again, GRID)
+    assert trained == [] and (finished / "phase.md").read_bytes() == table
 
     (finished / "phase.json").write_text(json.dumps({"axes": ["inner_lr"], "cells": before[:3]}))
     phase(again, GRID)

@@ -9,12 +9,21 @@ from dataclasses import replace
 import groups
 import psutil
 import pytest
+import torch
 import yaml
 
 from metalib import processes, training
 from metalib.checkpoint import load_checkpoint, read_lines
 from metalib.errors import BadInput, LostProcess, Stopped
-from metalib.processes import anywhere, check_restarts, describe, make_accelerator, stop_signals, together
+from metalib.processes import (
+    anywhere,
+    check_restarts,
+    describe,
+    make_accelerator,
+    refuse_differences,
+    stop_signals,
+    together,
+)
 from metalib.runs import train
 from metalib.training import meta_train, resume_from
 
@@ -198,6 +207,23 @@ def test_a_lost_process_is_named(bench, monkeypatch):
         raise RuntimeError("[gloo/pair.cc:1] Reset by peer. Some advice.")
 
 
+def test_too_little_memory_is_no_lost_process(bench, monkeypatch):
+    monkeypatch.setattr(type(bench.accelerator), "num_processes", 2)
+    with pytest.raises(torch.OutOfMemoryError), together(bench.accelerator, "here"):
+        raise torch.OutOfMemoryError("full")
+
+
+def test_processes_with_other_settings_or_reviews_are_refused(bench, monkeypatch):
+    refuse_differences(bench.accelerator, b"same")
+    monkeypatch.setattr("metalib.processes.from_main", lambda accelerator, content: b"what the first has")
+    with pytest.raises(BadInput, match="the same YAML file and the same data"):
+        refuse_differences(bench.accelerator, b"something else")
+
+
+def test_a_signal_is_no_exception_that_somebody_catches_by_the_way():
+    assert not issubclass(Stopped, Exception) and Stopped("x").exit_code == 143
+
+
 def test_an_error_of_a_single_process_stays_what_it_is(bench):
     with pytest.raises(RuntimeError, match="out of memory"), together(bench.accelerator, "now"):
         raise RuntimeError("out of memory")
@@ -270,6 +296,6 @@ def test_a_start_from_zero_is_not_silent(tmp_path, bench, caplog, monkeypatch):
     caplog.set_level("INFO")
     (tmp_path / "metrics.jsonl").write_text("\n".join(LINES))
     step = training.OuterStep(bench.weights, "sgd")
-    assert resume_from(tmp_path, step, bench.accelerator) == (-1, [])
+    assert resume_from(tmp_path, step, bench.accelerator, "") == (-1, [])
     assert "has 3 lines, but there is no checkpoint" in caplog.text
     assert "starting from the beginning" in caplog.text

@@ -83,6 +83,15 @@ def test_runs_on_different_episodes_are_not_put_into_one_table(tmp_path: Path) -
         over_seeds(folders)
 
 
+def test_runs_that_differ_in_more_than_their_seed_are_not_put_into_one_table(tmp_path: Path) -> None:
+    folders = [a_run(tmp_path / "a", 3, 0.8, 0.5), a_run(tmp_path / "b", 3, 0.9, 0.5)]
+    with pytest.raises(BadInput, match="seeds 3, 3 — name runs of different ones"):
+        over_seeds(folders)
+    write_config(Config(seed=4, inner_lr=0.5), folders[1] / "config.yaml")
+    with pytest.raises(BadInput, match=r"more than their seed: inner_lr is 0\.\d+ and 0\.5"):
+        over_seeds(folders)
+
+
 # Figures
 
 

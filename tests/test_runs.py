@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import metalib
 from metalib import report, runs
@@ -294,6 +294,24 @@ def test_a_broken_file_of_a_run_is_named(copy: Path, name: str, content: bytes |
             read(copy)
         except MetalibError as error:
             assert name in str(error)
+
+
+def test_a_run_is_neither_tested_nor_resumed_on_other_training_reviews(
+    place: Path, folder: Path, copy: Path, tmp_path: Path, capsys: Any
+) -> None:
+    records, before = read(place / "reviews.json"), contents(copy)
+    changed = next(record for record in records if record["domain"] == "dvd")
+    changed["text"] += " light"
+    (tmp_path / "reviews.json").write_text(json.dumps(records))
+    write_config(replace(read_config(copy / "config.yaml"), data=str(tmp_path / "reviews.json")), copy / "config.yaml")
+    for words in (["evaluate", str(copy)], ["train", "--out", str(copy), "--resume"]):
+        assert main(words) == 2
+        assert "was trained on other reviews than these — give it the same data" in capsys.readouterr().err
+    assert contents(copy) == before
+
+
+def test_the_runs_model_cuts_texts_where_it_was_trained(folder: Path) -> None:
+    assert AutoTokenizer.from_pretrained(folder / "model").model_max_length == 48
 
 
 def test_resuming_a_finished_run_changes_nothing(folder: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalib.errors import BadInput
-from metalib.tasks import Task, TaskSampler, hash_tasks
+from metalib.tasks import Task, TaskSampler, hash_reviews, hash_tasks
 
 SIZES = {  # negative and positive reviews
     "books": (9, 14),
@@ -127,6 +127,23 @@ def test_a_domain_that_is_too_small_is_named_with_its_count_and_the_remedy():
         "domain 'automotive' has 15 negative reviews; shots=10 with queries=10 needs 20 — lower one of them"
     )
     TaskSampler(make_reviews({"automotive": (20, 20)}), 10, 10)  # just enough
+
+
+def test_all_domains_that_are_too_small_are_named_at_once():
+    with pytest.raises(BadInput, match=r"'d0' has 3 negative .*'d4' has 3 .*and so on \(7 in all\); shots=10"):
+        TaskSampler(make_reviews({f"d{n}": (3, 35) for n in range(7)}), 10, 10)
+
+
+def test_the_hash_of_reviews_changes_with_any_of_them():
+    sizes = {"automotive": (2, 2), "music": (2, 2)}
+    reviews = make_reviews(sizes)
+    rows = reviews.to_list()
+    hashes = {hash_reviews(reviews), hash_reviews(reviews.select(range(7)))}
+    for field, value in (("text", "\ud800"), ("label", 1 - rows[5]["label"]), ("domain", "dvd")):
+        rows_of = {name: [row[name] for row in rows] for name in rows[0]}
+        rows_of[field][5] = value
+        hashes.add(hash_reviews(rows_of))
+    assert len(hashes) == 5 and hash_reviews(reviews) == hash_reviews(make_reviews(sizes))
 
 
 def test_senseless_numbers_are_refused():

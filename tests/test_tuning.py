@@ -119,3 +119,13 @@ def test_own_settings_of_the_learner_hold_unless_the_grid_says_otherwise() -> No
     assert (first.epsilon, second.epsilon) == (0.1, 0.2)
     assert first.adapt_lr == first.for_learner("joint").adapt_lr == 0.25
     assert first.for_learner("joint").epsilon == 0.1
+
+
+def test_learners_of_a_grid_have_their_own_settings() -> None:
+    config = Config(meta_steps=9, joint={"train_shots": 7}, own={"fomaml": {"inner_steps": 2}})
+    found = {each.learner: each for _, each in tuning.combinations(
+        config, {"learner": ["reptile", "joint", "fomaml", "finetuned"]})}  # fmt: skip
+    assert (found["reptile"].train_shots, found["joint"].train_shots) == (config.train_shots, 7)
+    assert (found["fomaml"].inner_steps, found["finetuned"].meta_steps) == (2, 0)
+    with pytest.raises(BadInput, match="there is no such learner"):
+        tuning.combinations(config, {"learner": ["reptil"]})

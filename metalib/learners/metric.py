@@ -29,7 +29,7 @@ def negative_squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def scaled_cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """(n, m) of cos(a_i, b_j) / TEMPERATURE."""
-    return F.cosine_similarity(a[:, None], b[None], dim=-1) / TEMPERATURE
+    return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / TEMPERATURE
 
 
 class MetricLearner(Learner):
@@ -111,7 +111,8 @@ class MetricLearner(Learner):
 
     @torch.no_grad()
     def logits(self, reviews: TokenizedReviews, rows: np.ndarray) -> torch.Tensor:
-        return self.scores(reviews.features(self.model, rows), self.support, self.classes)
+        seen = reviews.features(self.model, rows).split(64)  # a score may take memory of queries × support × hidden
+        return torch.cat([self.scores(queries, self.support, self.classes) for queries in seen])
 
 
 class Prototypical(MetricLearner):
