@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from itertools import product
 from math import comb
 from pathlib import Path
@@ -94,8 +95,6 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
                 cells.append({"world": name, **settings_of(world, grid), **compare_at(bench, thetas, count)})
                 if accelerator.is_main_process:
                     write(folder, cells)
-        if accelerator.is_main_process:
-            write(folder, cells)  # a run that was killed may have left an old table or figure
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder
@@ -172,18 +171,19 @@ def phase_table(cells: Sequence[Cell], axes: Sequence[str]) -> str:
 
 
 def write(folder: Path, cells: list[Cell]) -> None:
-    """`phase.json`, and the same as a table and as a figure."""
+    """A table, a figure, and `phase.json`, which comes last and makes the cells count."""
     axes = axes_of(cells)
-    write_json(folder / "phase.json", {"axes": axes, "cells": cells})
     text = (
         f"Balanced accuracy on {cells[0]['episodes']} test episodes in percent, with 95% intervals. The last column "
         "holds simultaneous 95% intervals (Bonferroni over the pairs of learners in a cell).\n\n"
     )
     write_atomically(folder / "phase.md", (text + phase_table(cells, axes)).encode())
     if len(axes) == 2:
-        figure = phase_diagram(cells, axes)
-        figure.savefig(folder / "phase.png", dpi=120)
+        figure, content = phase_diagram(cells, axes), BytesIO()
+        figure.savefig(content, dpi=120)
         plt.close(figure)
+        write_atomically(folder / "phase.png", content.getvalue())
+    write_json(folder / "phase.json", {"axes": axes, "cells": cells})
 
 
 def read_cells(path: Path) -> list[Cell]:

@@ -187,6 +187,6 @@ def phase_diagram(cells: Sequence[dict[str, Any]], axes: Sequence[str]) -> Figur
     handles.append(plt.Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="#999999"))
     names = [*(label(name) for name in dict.fromkeys(winners)), "none surely above joint training"]
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8)
-    figure.suptitle("Points of the best learner above joint training (in brackets: joint training, "
+    figure.suptitle("Points of the best learner above joint training, darker for more (in brackets: joint training, "
                     "balanced accuracy in %)", fontsize=10)  # fmt: skip
     return figure

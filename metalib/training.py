@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import load
 from torch import nn
-from torch.distributed import all_reduce
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +32,7 @@ from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
 from metalib.weights import CHUNK, Kept, OuterStep, Weights
 
 log = logging.getLogger("metalib")
+PIECE = 2**24  # numbers that are summed over the processes in one call
 
 
 @dataclass
@@ -114,7 +114,7 @@ def sum_directions(
     """The mean direction (P,) of the tasks of meta-step `step` (from 0), and each task's first and last loss.
 
     Process r of N takes tasks r, r + N, … of the meta-batch. Directions and losses (meta_batch, 2) are summed over the
-    processes in one reduction, in float64, so that the number of processes does not show in the result.
+    processes in float64, so that the number of processes does not show in the result.
 
     Raises:
         LostProcess: another process did not live to take part in the sum.
@@ -133,7 +133,8 @@ def sum_directions(
         losses[place, 1] = met[-1] + 0 * met.sum()  # 0, or not finite where any loss on the way was not
     if accelerator.num_processes > 1:
         with together(accelerator, f"at meta-step {step + 1}"):
-            all_reduce(total)  # in its place: `accelerator.reduce` would copy it
+            for part in total.split(PIECE):  # Accelerate makes a copy
+                part.copy_(accelerator.reduce(part, "sum"))
     return total[:size].div_(meta_batch), total[size:].view(meta_batch, 2).cpu().numpy()
 
 

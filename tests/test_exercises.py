@@ -3,6 +3,7 @@
 Stub and solution are taken from the notebook itself, so what a reader opens is what is tested.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ import exercises  # noqa: E402
 from teaching import attempt  # noqa: E402
 
 IMPORTS = "import math\nimport random\nfrom itertools import count\nimport numpy as np\nimport torch\n"
+MAGIC = "%%writefile"
 SOLUTION = re.compile(r"<summary>Solution</summary>\n\n```python\n(.+?)```\n\n</details>", re.DOTALL)
 CALL = re.compile(r"attempt\(exercises\.(check_\w+), (\w+)\)")
 
@@ -29,20 +31,26 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[str]:
     return [cell.source for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
+def imports_of(notebook: nbformat.NotebookNode) -> str:
+    """The notebook's own imports: an answer can use nothing else."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code" and MAGIC not in cell.source)
+    imports = [each for each in ast.parse(code).body if isinstance(each, ast.Import | ast.ImportFrom)]
+    return "\n".join(map(ast.unparse, imports))
+
+
 def read_exercises() -> dict[str, tuple[str, str, str]]:
-    """Name of a check → (name of the answer, stub, solution), over all notebooks."""
+    """Name of a check → (name of the answer, stub after the notebook's imports, solution), over all notebooks."""
     found = {}
     for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         parts = [tagged(notebook, f"exercise-{role}") for role in ("check", "stub", "solution")]
         for check, stub, solution in zip(*parts, strict=True):
             (name, answer), code = CALL.search(check).groups(), SOLUTION.search(solution).group(1)
-            found[name] = (answer, stub, code)
+            found[name] = (answer, stub if MAGIC in stub else f"{imports_of(notebook)}\n{stub}", code)
     return found
 
 
 EXERCISES = read_exercises()
-MAGIC = "%%writefile"
 SCRATCH = tempfile.TemporaryDirectory()
 
 
@@ -53,7 +61,7 @@ def make(code: str, name: str) -> Any:
         file.write_text(code.rpartition(MAGIC)[2].partition("\n")[2], encoding="utf-8")
         return file
     names: dict[str, Any] = {}
-    exec(IMPORTS + code, names)
+    exec(code, names)
     return names[name]
 
 
@@ -466,7 +474,7 @@ def test_the_solution_passes_and_says_so_in_one_line(name, capsys):
 )
 def test_a_mistake_is_named(name, hint, code):
     with pytest.raises(AssertionError) as error:
-        getattr(exercises, name)(make(code, EXERCISES[name][0]))
+        getattr(exercises, name)(make(IMPORTS + code, EXERCISES[name][0]))
     assert hint in str(error.value)
 
 

@@ -201,10 +201,6 @@ def test_with_resume_only_missing_cells_are_made_and_they_are_the_same(
     again, before = replace(settings, resume=True), read_cells(finished / "phase.json")
     phase(again, GRID)
     assert trained == [] and read_cells(finished / "phase.json") == before
-    table = (finished / "phase.md").read_bytes()
-    (finished / "phase.md").unlink()  # killed before it was written
-    phase(again, GRID)
-    assert trained == [] and (finished / "phase.md").read_bytes() == table
 
     (finished / "phase.json").write_text(json.dumps({"axes": ["inner_lr"], "cells": before[:3]}))
     phase(again, GRID)
@@ -241,6 +237,19 @@ def test_interrupted_after_the_first_cell_it_goes_on_there(
     assert tested == [(3e-3, 1), (3e-3, 5), (3e-3, 5), (3e-4, 1), (3e-4, 5)]
     assert trained == [(NAMES[0], "new"), (NAMES[0], "resumed"), (NAMES[1], "new")]
     assert read_cells(tmp_path / "grid" / "phase.json") == read_cells(finished / "phase.json")
+
+
+def test_a_cell_counts_once_table_and_figure_show_it(finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    cells = read_cells(finished / "phase.json")
+    module.write(tmp_path, cells[:2])
+
+    def killed(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "phase_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.write(tmp_path, cells)
+    assert read_cells(tmp_path / "phase.json") == cells[:2]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"cells": []}', '{"cells": 3}'])
