@@ -1,5 +1,6 @@
 """`RESULTS.md` and the figure of the benchmark, from its `results.json`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,21 @@ at most.
 ## The rest
 
 {rest}
+The share of the matrix rate hangs on the machine: the faster its products are beside its memory, the more all else
+weighs, and what is not forward or backward with it.
+
 ![Seconds against tasks, shots, inner steps and text length](lines.png)
 
-## On a GPU
+{elsewhere}## On a GPU
 
 {gpu}
+"""
+ELSEWHERE = """## On another machine
+
+{cpu}, {cores} cores; all else as above ([all figures]({file})).
+
+{same}
+{rest}
 """
 
 GPU = """{name}, torch {torch}, bfloat16 (`make bench-gpu`). Real reviews cut at {longest} tokens, 10 + 10 support, 5
@@ -116,7 +127,7 @@ def other_rows(results: dict[str, Any]) -> list[list[str]]:
         rows.append([what, f"{entry['seconds']:.0f} s of {entry['all_seconds']:.0f} s", "stated"])
     if found := results.get("import"):
         for what, goal in (("import metalib", "< 0.3"), ("from metalib import adapt", "")):
-            rows.append([f"`{what}` after `import torch`, s", around(found[what], 3), goal])
+            rows.append([f"{what}, after import torch, s", around(found[what], 3), goal])
     return rows
 
 
@@ -157,20 +168,29 @@ def draw_lines(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def page(results: dict[str, Any]) -> str:
-    """The whole of `RESULTS.md`."""
-    rest = [
-        *share_rows(results, "minilm", "≤ 5", "≥ 75"),
-        *share_rows(results, "tiny", "≤ 25", ""),
-        *other_rows(results),
-    ]
+def rest_table(results: dict[str, Any]) -> str:
+    """All that is measured besides the seconds of the same θ."""
+    rows = [*share_rows(results, "minilm", "≤ 5", "≥ 75"), *share_rows(results, "tiny", "≤ 25", ""),
+            *other_rows(results)]  # fmt: skip
+    return table(["", "measured", "goal"], rows)
+
+
+def page(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
+    """The whole of `RESULTS.md`; others: name of a file → what another machine measured."""
+    elsewhere = "".join(ELSEWHERE.format(file=name, same=same_theta_table(found), rest=rest_table(found),
+                                         **found["machine"]) for name, found in others.items())  # fmt: skip
     unknown = dict.fromkeys(("cpu", "cores", "threads", "python", "torch", "transformers"), "?")
-    return PAGE.format(same=same_theta_table(results), rest=table(["", "measured", "goal"], rest),
+    return PAGE.format(same=same_theta_table(results), rest=rest_table(results), elsewhere=elsewhere,
                        gpu=gpu_text(results), **{**unknown, **results.get("machine", {})})  # fmt: skip
+
+
+def other_machines(folder: Path) -> dict[str, dict[str, Any]]:
+    """What other machines measured: `results-NAME.json`."""
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("results-*.json"))}
 
 
 def write_tables(results: dict[str, Any], folder: Path) -> None:
     """Write `RESULTS.md` and `lines.png` beside the figures."""
-    write_atomically(folder / "RESULTS.md", page(results).encode())
+    write_atomically(folder / "RESULTS.md", page(results, other_machines(folder)).encode())
     if any(f"{kind}_lines" in results for kind in NAMES):
         draw_lines(results, folder / "lines.png")

@@ -18,7 +18,7 @@ import torch
 import tyro
 from bench import Pair, flops_of, spread
 from bench_report import write_tables
-from stack import Stack
+from stack import Stack, words_of
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from metalib.checkpoint import write_atomically
@@ -109,7 +109,7 @@ def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[
     def numbers(task: Task) -> tuple[int, int, int]:
         lots = list(minibatches(task.support, batch, 5, (1, task.index)))
         return (sum(flops_of(bench, rows) for rows in lots), sum(int(reviews.lengths[rows].sum()) for rows in lots),
-                len(np.unique(np.concatenate([reviews.tokens[row] for row in task.support]))))  # fmt: skip
+                len(words_of(reviews, task)))  # fmt: skip
 
     tasks = [pair.sampler[index] for index in range(GROUPS * max(at_a_time))]
     work, tokens, words = np.array([numbers(task) for task in tasks]).T

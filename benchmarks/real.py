@@ -17,6 +17,8 @@ import torch
 import tyro
 from frozen import Known, RememberedReviews, above_encoder, lower_part, moves_encoder, skip_layers
 from heads import Heads, JointHeads, own_heads
+from probe import NAME as PROBE
+from probe import probe_logits
 from protocols import (
     arsc_splits,
     arsc_tasks,
@@ -193,7 +195,7 @@ def run_piece(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> No
         BadInput: the piece's folder was started with other settings.
     """
     folder, kind = run.runs / run.setting / f"{config.learner}-{config.seed}", "whole" if run.whole else "head"
-    settings = replace(config, baselines=())
+    settings = replace(config, baselines=(), resume=True)
     refuse_other_settings(folder, settings)
     if (folder / f"{kind}.json").exists():
         return
@@ -211,12 +213,26 @@ def test_piece(
     started, kind = process_time(), facts["adapts"]
     whole = {"adapt": "all", "adapt_lr": tables.WHOLE_LR, "adapt_steps": tables.WHOLE_STEPS[run.setting]}
     tested = replace(bench.config, **(whole if kind == "whole" else {"adapt": "head"}))
-    logits = all_logits(bench.learner(tested), bench, "test", tasks, {})
+    logits = (probe_logits(bench, "test", tasks, PER_CLASS) if facts["learner"] == PROBE else
+              all_logits(bench.learner(tested), bench, "test", tasks, {}))  # fmt: skip
     facts = {**facts, "minutes": {"training": minutes, "test": (process_time() - started) / 60}}
     arrays = {f"{name}-{place}": each for name, lot in logits.items() for place, each in enumerate(lot)}
     np.savez_compressed(folder / f"{kind}.npz", **arrays)
     write_json(folder / f"{kind}.json", facts)
     print(f"{folder.name}: {facts['review_passes']} passes, {facts['minutes']}", flush=True)
+
+
+def run_probe(run: Run, base: Config, splits: Splits, tasks: list[Task]) -> None:
+    """Test the encoder as it comes by its sentence vectors, unless that is done or not asked for."""
+    folder = run.runs / run.setting / f"{PROBE}-0"
+    if run.whole or (run.only and PROBE not in run.only):
+        return
+    refuse_other_settings(folder, base)
+    if (folder / "head.json").exists():
+        return
+    start_folder(folder, replace(base, resume=True))
+    facts = {"learner": PROBE, "adapts": "head", "seed": 0, "review_passes": 0}
+    test_piece(run, make_bench(base, splits), tasks, folder, facts, 0.0)
 
 
 def run_average(run: Run, config: Config, splits: Splits, tasks: list[Task]) -> None:
@@ -275,10 +291,12 @@ def run_original(run: Run, base: Config) -> None:
     """Every learner on the same splits of the three low-resource domains; writes `evaluation.json`."""
     splits = split_domains(load_reviews(run.data), base.test_domains, 0)
     episodes = natural_splits(splits.test, splits.test_domains, SPLITS, SUPPORT, QUERY)
+    run_probe(run, base, splits, episodes.tasks)
     for config in pieces(run, base):
         run_piece(run, config, splits, episodes.tasks)
     done = {tables.method(facts): (facts, logits) for facts, logits in finished(run.runs / run.setting)}
-    order = [name for learner in (*base.baselines, base.learner) for name in (learner, f"{learner}*") if name in done]
+    order = [name for learner in (PROBE, *base.baselines, base.learner) for name in (learner, f"{learner}*")
+             if name in done]  # fmt: skip
     predictions = {"majority": constant_predictions(episodes, lambda task: np.ones(len(task.query), dtype=np.int64))}
     predictions |= {name: np.stack([each.argmax(-1) for each in done[name][1]["plain"]]) for name in order}
     texts = splits.test["text"][:]
@@ -286,8 +304,8 @@ def run_original(run: Run, base: Config) -> None:
         "episodes": {"count": len(episodes.tasks), "sha256": hash_tasks(episodes.tasks, texts),
                      "support": SUPPORT, "query": QUERY},
         "methods": {name: summarise(said, episodes) for name, said in predictions.items()},
-        "paired": [pair for a in order for b in ("majority", "finetuned", "finetuned*", "joint", "joint*")
-                   if b in predictions and b.removesuffix("*") != a.removesuffix("*")
+        "paired": [pair for place, a in enumerate(order) for b in ("majority", PROBE, "finetuned", "joint")
+                   if b in ("majority", *order[:place])
                    for pair in compare({each: predictions[each] for each in (b, a)}, episodes, a)],
         "cost": {name: done[name][0] for name in order},
     }  # fmt: skip
@@ -307,6 +325,7 @@ def run_arsc(run: Run, base: Config) -> None:
     """Every learner on the twelve target tasks; writes `scores.json`."""
     splits = arsc_splits(load_reviews(run.data), base.test_domains, (), smallest_task(base))
     tasks, labels, odds = arsc_tasks(splits.test), np.asarray(splits.test["label"][:]), log_odds(splits.train)
+    run_probe(run, base, splits, tasks)
     for config in pieces(run, base):
         run_piece(run, config, splits, tasks)
         run_average(run, base.for_learner("joint"), splits, tasks)  # as soon as it can be, while its memory is there

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from metalib.inner import InnerLoop, minibatches
+from metalib.models import TokenizedReviews
 from metalib.tasks import Task
 from metalib.training import Workbench
 
@@ -61,6 +62,11 @@ class Own(torch.autograd.Function):
             return F.grouped_mm(ones, slope.contiguous(), offs=borders)[:, 0], None, None
         whose = torch.arange(len(borders), device=tasks.device)[:, None] == tasks
         return whose.to(slope.dtype) @ slope, None, None
+
+
+def words_of(reviews: TokenizedReviews, task: Task) -> np.ndarray:
+    """The words of a task's support set, each once, in order."""
+    return np.unique(np.concatenate([reviews.tokens[row] for row in task.support]))
 
 
 def grouped(x: torch.Tensor) -> bool:
@@ -190,7 +196,7 @@ class Stack:
     def start(self, tasks: list[Task]) -> list[np.ndarray]:
         """Put all points to θ; returns the words of each task."""
         reviews, weights = self.bench.reviews["train"], self.bench.weights
-        words = [np.unique(np.concatenate([reviews.tokens[row] for row in task.support])) for task in tasks]
+        words = [words_of(reviews, task) for task in tasks]
         numbers = np.zeros((self.count, self.words), dtype=np.int64)
         for row, each in zip(numbers, words, strict=True):
             row[: len(each)] = each
@@ -236,8 +242,7 @@ class Stack:
     def same(self, found: Point, place: int, direction: torch.Tensor, task: Task) -> float:
         """‖found − direction‖ / ‖direction‖ of a task: its place here, and the library's direction (P,)."""
         views, squares = self.bench.weights.views(direction), torch.zeros(2, device=self.device)
-        words = torch.from_numpy(np.unique(np.concatenate(
-            [self.bench.reviews["train"].tokens[row] for row in task.support]))).to(self.device)  # fmt: skip
+        words = torch.from_numpy(words_of(self.bench.reviews["train"], task)).to(self.device)
         for name, points in found.items():
             here, there = points[place], views[name]
             if name == WORDS:

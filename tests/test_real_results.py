@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import frozen  # noqa: E402
+import probe  # noqa: E402
 import protocols  # noqa: E402
 import real  # noqa: E402
 import tables  # noqa: E402
@@ -261,6 +262,40 @@ def test_a_thresholds_head_is_where_its_tasks_start_and_nothing_else_moves() -> 
     assert set(real.all_logits(comparing, bench, "test", tasks, {})) == {"plain"}
 
 
+def test_a_sentence_vector_is_the_mean_of_its_own_tokens_and_of_length_one() -> None:
+    texts = ["good thing", "a bad thing that is long, long, long"]
+    model, tokenizer = load_model("tiny", texts, ["negative", "positive"])
+    reviews = TokenizedReviews.in_memory(texts, tokenizer, 32)
+    with torch.no_grad():
+        vectors = probe.sentence_vectors(model, reviews.batch(np.arange(2)))
+        for place in range(2):
+            batch = reviews.batch(np.asarray([place]))
+            mean = model.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state[0].mean(dim=0)
+            torch.testing.assert_close(vectors[place], mean / mean.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_probe_learns_the_support_set_or_the_thresholds_reviews_and_never_looks_at_a_query() -> None:
+    config = replace(Config(), model="tiny", test_domains=("books",), validations=0, max_length=32)
+    splits = protocols.arsc_splits(arsc(("apparel", "books", "toys")), ["books"])
+    bench = real.prepare(replace(config, baselines=()), splits, real.make_accelerator())
+    tasks = [replace(task, query=task.support) for task in protocols.arsc_tasks(splits.test)]
+    found = probe.probe_logits(bench, "test", tasks, 4)
+    assert {kind: [each.shape for each in lot] for kind, lot in found.items()} == {
+        "plain": [(6, 2)] * 3, "known": [(6, 2)] * 3}  # fmt: skip
+    reviews = bench.reviews["test"]
+    rows = tasks[1].support  # t4
+    vectors = reviews.compute(bench.model, rows, probe.sentence_vectors).numpy()
+    expected = probe.regression(vectors, reviews.labels[rows]).decision_function(vectors)
+    np.testing.assert_allclose(np.diff(found["plain"][1])[:, 0], expected, rtol=1e-4, atol=1e-6)
+    learned = protocols.threshold_rows(splits.train, 4)["t4"]
+    others = bench.reviews["train"].compute(bench.model, learned, probe.sentence_vectors).numpy()
+    expected = probe.regression(others, bench.reviews["train"].labels[learned]).decision_function(vectors)
+    np.testing.assert_allclose(np.diff(found["known"][1])[:, 0], expected, rtol=1e-4, atol=1e-6)
+    apart = [replace(task, query=task.query[:1]) for task in tasks]
+    for kind, lot in probe.probe_logits(bench, "test", apart, 4).items():
+        np.testing.assert_allclose(np.concatenate(lot), np.stack([each[0] for each in found[kind]]), atol=1e-6)
+
+
 def test_results_md_and_the_tuning_pages_are_what_the_files_in_results_say() -> None:
     for name, text in tables.pages(ROOT).items():
         assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run `python benchmarks/real.py tables`"
@@ -275,6 +310,9 @@ def test_the_committed_arsc_pieces_have_the_twelve_target_tasks_and_the_settings
     assert tuple(base.test_domains) == protocols.ARSC_TARGETS
     for piece in scores["pieces"]:
         assert {name.rpartition("/")[0] for name in piece["tasks"]} == tasks
+        if piece["learner"] == probe.NAME:
+            assert piece["review_passes"] == 0
+            continue
         config, models = real.settings_of(base, piece["learner"]), piece.get("averaged", 1)
         assert piece["review_passes"] == models * config.meta_steps * config.passes_per_step()
         assert round(tables.mean(piece, "always_positive", "accuracy"), 1) == 78.1  # counted from the published files
@@ -308,6 +346,8 @@ def test_the_committed_run_of_the_originals_setting_has_enough_splits_and_its_ma
     assert round(100 * majority["accuracy"]["mean"], 1) == 83.3 and majority["balanced_accuracy"]["mean"] == 0.5
     base = real.read_config(ROOT / "configs" / "amazon_original.yaml")
     for name, facts in evaluation["cost"].items():
+        if name == probe.NAME:
+            continue
         config = base.for_learner(name.removesuffix("*"))
         assert facts["review_passes"] == config.meta_steps * config.passes_per_step()
 
