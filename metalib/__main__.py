@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ class Train:
     """Meta-train a learner and its baselines, test them on the held-out domains, write a run folder."""
 
     file: tyro.conf.Positional[Path | None] = None
-    """YAML file of settings; flags go before it."""
+    """YAML file of settings, named first; flags override what it says."""
     settings: Settings = field(default_factory=Config)
 
 
@@ -45,7 +46,7 @@ class Tune:
     """Train and score every combination of a few settings' values on the validation domains."""
 
     file: tyro.conf.Positional[Path | None] = None
-    """YAML file of settings; flags go before it."""
+    """YAML file of settings, named first; flags override what it says."""
     grid: tuple[str, ...] = ()
     """Values to try, e.g. `--grid inner_lr=1e-4,3e-4 inner_steps=5,10`."""
     settings: Settings = field(default_factory=Config)
@@ -56,7 +57,7 @@ class Phase:
     """Train the learners in every world of a grid, and compare them there at every number of shots."""
 
     file: tyro.conf.Positional[Path | None] = None
-    """YAML file of settings; flags go before it."""
+    """YAML file of settings, named first; flags override what it says."""
     grid: tuple[str, ...] = ()
     """Values to try, e.g. `--grid conflict=0,0.5,1 cue=0,1 shots=1,10`."""
     settings: Settings = field(default_factory=Config)
@@ -147,15 +148,27 @@ def parse(words: Sequence[str]) -> Asked:
         if isinstance(asked, Evaluate | Seeds | Cost | Adapt | Predict):
             return asked
         file, out = asked.file, asked.settings.out
-        if file is None and asked.settings.resume and out and (Path(out) / "config.yaml").exists():
+        if file is None and asked.settings.resume and out:
             file = Path(out) / "config.yaml"
+            if not file.exists():
+                raise BadInput(f"there is no run in {out!r} that could go on — {alike(Path(out))}leave --resume out, "
+                               "or name the YAML file, to start one")  # fmt: skip
         if file is not None:
+            if file.suffix.lower() in (".csv", ".json", ".jsonl", ".ndjson", ".parquet"):
+                raise BadInput(f"{str(file)!r} is no YAML file of settings — did you mean --data {file}?")
             default = replace(asked, file=asked.file, settings=read_config(file))
             asked = tyro.cli(type(asked), prog=f"metalib {words[0]}", args=words[1:], default=default)
     except ValidationError as error:
         raise invalid(error, "command line") from error
     make_config(vars(asked.settings), "command line")
     return asked
+
+
+def alike(path: Path) -> str:
+    """A question after a name beside the path that is like it, where there is one."""
+    names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = [name for name in get_close_matches(path.name, names, 1) if name != path.name]
+    return f"did you mean {str(path.with_name(close[0]))!r}? Else " if close else ""
 
 
 def is_main() -> bool:
@@ -186,7 +199,8 @@ def carry_out(asked: Asked) -> str:
         folder = tuning.tune(asked.settings, tuning.parse_grid(asked.grid))
         tables = (folder / "tuning.md").read_text(encoding="utf-8") if is_main() else ""
     else:
-        folder = runs.evaluate(asked.folder) if isinstance(asked, Evaluate) else runs.train(asked.settings)
+        with no_loading_bars():
+            folder = runs.evaluate(asked.folder) if isinstance(asked, Evaluate) else runs.train(asked.settings)
         tables = report.summary(folder) if is_main() else ""
     return f"{tables}\nEverything is in {folder}"
 

@@ -33,6 +33,7 @@ from metalib.weights import Weights
 log = logging.getLogger("metalib")
 SETTINGS = ("learner", "model", "max_length", "adapt", "adapt_steps", "adapt_lr", "adapt_batch", "inner_optimizer",
             "inner_schedule", "dropout", "frozen_layers")  # fmt: skip
+RENAME = " (where they mean the same, call them so, or 0, 1, …, to go on with the trained one)"
 SCORES = "The scores of its predictions order the classes; they are no probabilities.\n"
 
 
@@ -79,7 +80,7 @@ def adapt(
         NotFinite: the weights became NaN or infinite.
     """
     run, out = Path(run), Path(out)
-    name = "the examples" if isinstance(data, Dataset) else Path(data).name
+    name = Path(data).name if isinstance(data, str | Path) else "the examples"
     refuse_existing(out)
     for setting, number, least in (("shots", shots, 1), ("seed", seed, 0)):
         if number is not None and not least <= number < 2**32:
@@ -155,7 +156,8 @@ def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int,
     weights = Weights(model.to(make_accelerator().device))
     learner = LEARNERS[config.learner](model, weights, config.training_loop(), config.adaptation_loop())
     if order is None:
-        head = "" if isinstance(learner, MetricLearner) else ": a fresh head learns them from these examples alone"
+        head = "" if isinstance(learner, MetricLearner) else (
+            f": a fresh head learns them from these examples alone{RENAME if len(names) == len(known) else ''}")
         log.info("the classes are not those of the meta-training (%s)%s", ", ".join(known), head)
     elif list(names) != known:
         log.info("the classes %s are taken for %s", ", ".join(names), ", ".join(known))

@@ -83,7 +83,8 @@ def read_checkpoint(folder: Path) -> tuple[int, bytes] | None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("checkpoint %s is not whole (%s): trying the one before it", name, error)
     if finished:
-        raise BadInput(f"no checkpoint in {str(folder)!r} is whole — delete the run folder to start from the beginning")
+        raise BadInput(f"no checkpoint in {str(folder)!r} is whole — delete this folder, and its learner starts from "
+                       "the beginning with --resume")  # fmt: skip
     return None
 
 
@@ -108,6 +109,6 @@ def read_lines(path: Path, done: int | None) -> list[str]:
         if not whole:
             raise BadInput(
                 f"line {step + 1} of {str(path)!r} is missing or broken, but the checkpoint is of meta-step {done} — "
-                "restore the file, or delete the run folder to start from the beginning"
+                "restore the file, or delete it and the checkpoint beside it, and its learner starts from the beginning"
             )
     return written[: done + 1]

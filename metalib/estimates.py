@@ -1,5 +1,6 @@
 """How well a learner does on one's own few examples, from these examples alone."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,9 @@ def cross_validate(
     episodes = Episodes(tasks, np.empty(0), {"": 1 / folds})
     of_metric = {metric: {name: np.concatenate([fold[metric] for fold in each]) for name, each in values.items()}
                  for metric in METRICS}  # fmt: skip
-    return {"folds": folds, "repeats": REPEATS, **summarise(of_metric, dict.fromkeys(METRICS, episodes), len(rows))}
+    constant = {name for name, each in predicted.items() if len(np.unique(np.concatenate(each))) == 1}
+    found = summarise(of_metric, dict.fromkeys(METRICS, episodes), len(rows), constant)
+    return {"folds": folds, "repeats": REPEATS, **found}
 
 
 def test_rest(
@@ -79,17 +82,24 @@ def majority(labels: np.ndarray) -> int:
     return int(np.bincount(labels).argmax())
 
 
-def summarise(values: dict[str, Values], episodes: dict[str, Episodes], texts: int) -> Scores:
-    """Means with intervals of each metric and method, and the paired differences of `adapted` to the others."""
+def summarise(
+    values: dict[str, Values], episodes: dict[str, Episodes], texts: int, constant: Collection[str] = ()
+) -> Scores:
+    """Means with intervals of each metric and method, and the paired differences of `adapted` to the others.
+
+    constant: methods that say the same of all texts. The sizes of the folds alone then move their scores.
+    """
     names = list(values["accuracy"])
-    methods = {name: {metric: point(values[metric][name], episodes[metric], texts if name != "majority" else 0)
+    methods = {name: {metric: point(values[metric][name], episodes[metric], texts if name != "majority" else 0,
+                                    name in constant)
                       for metric in METRICS} for name in names}  # fmt: skip
     paired = []
     for name in names[1:]:
         for metric in METRICS:
             found = interval(values[metric][names[0]] - values[metric][name], episodes[metric])
             a, b = (float(values[metric][each].mean()) for each in (names[0], name))
-            ends = exact_difference(a, b, texts, name == "majority") if no_spread(found) else found["ci95"]
+            says_little = no_spread(found) or {names[0], name} <= set(constant)
+            ends = exact_difference(a, b, texts, name == "majority") if says_little else found["ci95"]
             ends = [None if end is None else float(np.clip(end, -1, 1)) for end in ends]
             paired.append({"a": names[0], "b": name, "metric": metric, "difference": found["mean"], "ci95": ends})
     return {"methods": methods, "paired": paired}
@@ -121,10 +131,10 @@ def exact_difference(a: float, b: float, texts: int, is_constant: bool) -> list[
     return [more[0] - fewer[1], more[1] - fewer[0]]
 
 
-def point(values: np.ndarray, episodes: Episodes, texts: int) -> dict[str, Any]:
+def point(values: np.ndarray, episodes: Episodes, texts: int, is_constant: bool = False) -> dict[str, Any]:
     """`score_interval`; where nothing varies, the exact interval of a share of so many texts."""
     found = score_interval(values, episodes)
-    if no_spread(found):
+    if no_spread(found) or is_constant:
         found["ci95"] = exact(found["mean"], texts, 0.95)
     return found
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import reprlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -28,6 +29,9 @@ def load_examples(data: str | Path | Dataset, text_column: str = "text", label_c
     Raises BadInput, which names the file, the records (counted from 1) and the remedy: a missing column, an empty
     text or label, one text with two labels, fewer than two classes, a class with one example only.
     """
+    if not isinstance(data, str | Path | Dataset):
+        raise BadInput(f"the examples are a {type(data).__name__} — give a file's path, or a datasets.Dataset (one "
+                       "split of a DatasetDict; Dataset.from_pandas(frame), Dataset.from_list(rows))")  # fmt: skip
     name = "the examples" if isinstance(data, Dataset) else str(data)
     records = _records(data, label_column) if isinstance(data, Dataset) else _read(name)
     _find_columns(records, {"text_column": text_column, "label_column": label_column}, name)
@@ -45,6 +49,8 @@ def load_examples(data: str | Path | Dataset, text_column: str = "text", label_c
     if doubles := len(records) - len(kept):
         log.warning("%s: dropped %d examples whose text came earlier", name, doubles)
     labels = [label for label, _ in kept.values()]
+    if all(re.fullmatch(r"-?\d{1,18}\.0", label) for label in labels):  # whole numbers, as pandas writes them
+        labels = [label.removesuffix(".0") for label in labels]
     classes = _class_names(labels, label_column, name)
     if isinstance(data, Dataset) and isinstance(kind := data.features[label_column], ClassLabel):
         classes = [each for each in kind.names if each in classes]
@@ -55,13 +61,13 @@ def load_examples(data: str | Path | Dataset, text_column: str = "text", label_c
 def load_texts(path: str | Path, text_column: str = "text") -> list[str]:
     """Texts to predict on, in the file's order, doubles too; surrounding whitespace is stripped.
 
-    path: a file as for `load_examples`, whose other columns do not matter, or a .txt file with a text a line, where
-    blank lines are left out.
+    path: a file as for `load_examples`, whose other columns do not matter, or a .txt file (or "-": what comes on stdin)
+    with a text a line, where blank lines are left out.
     Raises BadInput, which names the file, the records (counted from 1) and the remedy.
     """
     name = str(path)
-    if Path(name).suffix.lower() == ".txt":
-        return _read_lines(find_path(name), name)
+    if name == "-" or Path(name).suffix.lower() == ".txt":
+        return _read_lines(name)
     records = _read(name, ".txt")
     _find_columns(records, {"text_column": text_column}, name)
     numbered = enumerate(records, start=1)
@@ -77,10 +83,12 @@ def _read(name: str, *more_extensions: str) -> list[Any]:
     return read_records(path, extension_of(name, [*READERS, *more_extensions]), name)
 
 
-def _read_lines(path: Path, name: str) -> list[str]:
-    """The lines of a file that hold something. Raises BadInput."""
+def _read_lines(name: str) -> list[str]:
+    """The lines of a file, or of stdin, that hold something. Raises BadInput."""
+    path = None if name == "-" else find_path(name)
     try:
-        texts = [line.strip() for line in text_of(path).split("\n") if line.strip()]
+        text = text_of(path) if path else sys.stdin.buffer.read().decode("utf-8-sig")
+        texts = [line.strip() for line in text.split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{name}: cannot be read as .txt: {error} — save it again (as UTF-8)") from error
     if not texts:
@@ -130,8 +138,12 @@ def _problems(record: Any, text_column: str, label_column: str | None = None) ->
 
 
 def _class_names(labels: list[str], label_column: str, name: str) -> list[str]:
-    """The classes, sorted. Raises BadInput for fewer than two, and for one with a single example."""
+    """The classes, sorted. Raises BadInput for fewer than two, one with a single example, two spellings of one."""
     counts = Counter(labels)
+    for spellings in ({name for name in counts if name.casefold() == label.casefold()} for label in counts):
+        if len(spellings) > 1:
+            raise BadInput(f"{name}: the labels {' and '.join(map(repr, sorted(spellings)))} differ in small and "
+                           "capital letters only — write them alike")  # fmt: skip
     if len(counts) < 2:
         raise BadInput(f"{name}: all {len(labels)} examples have the {label_column} {labels[0]!r} — add another class")
     if single := sorted(label for label, count in counts.items() if count == 1):

@@ -146,7 +146,7 @@ def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTraine
             else "no such folder, and it cannot be had from the hub"
         )
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(
             f"model {name!r}: {what}{offline}: {reason} — give the path of a downloaded checkpoint, or --model tiny"
         ) from error
@@ -169,7 +169,8 @@ def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
         return
     stacks = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) >= layers]
     if not stacks:
-        raise BadInput(f"frozen_layers={layers}: {type(model).__name__} has no stack of that many layers — lower it")
+        most = max((len(m) for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList)), default=0)
+        raise BadInput(f"frozen_layers={layers}: {type(model).__name__} has {most} layers — lower it")
     frozen = [stacks[0][i] for i in range(layers)]
     frozen += [child for name, child in model.base_model.named_children() if "embeddings" in name]
     frozen.append(model.get_input_embeddings())

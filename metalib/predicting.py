@@ -2,6 +2,7 @@
 
 import json
 import logging
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,9 @@ def predict(folder: str | Path, texts: str | Sequence[str]) -> Iterator[dict[str
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            raise BadInput(f"text {number} is a {type(text).__name__}, {reprlib.repr(text)} — give texts, as str")
+        if not text.strip():
             raise BadInput(f"text {number} is {text!r} — give a text that is not empty")
         if any("\ud800" <= sign <= "\udfff" for sign in text):
             raise BadInput(f"text {number} holds bytes that are not UTF-8 — save it as UTF-8")
@@ -111,7 +114,8 @@ def label_names(folder: Path) -> list[str]:
         names = [found[str(number)] for number in range(len(found))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise BadInput(f"{str(folder)!r} is no model folder: its config.json cannot be read: {reason}") from error
+        raise BadInput(f"{str(folder)!r} is no model folder: its config.json cannot be read: {reason} — name what "
+                       "`metalib adapt` wrote, or a run's model/, which --resume writes again") from error  # fmt: skip
     if len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise BadInput(f"{str(folder)!r} is no folder of a classifier: its config.json names {len(names)} class(es)")
     return names
@@ -127,12 +131,14 @@ def learner_name(folder: Path) -> str:
     if not path.exists() and not (folder / "learner.safetensors").exists():
         return "finetuned"
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["learner"]
-        LEARNERS[name]
+        name = str(json.loads(path.read_text(encoding="utf-8"))["learner"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{str(folder)!r} is broken: metalib.json names no known learner ({error}) — copy the whole "
-                       "folder again, or adapt again") from error  # fmt: skip
-    return str(name)
+        raise BadInput(f"{str(folder)!r} is broken: metalib.json names no learner ({error}) — copy the whole folder "
+                       "again, or adapt again") from error  # fmt: skip
+    if name not in LEARNERS:
+        raise BadInput(f"{str(folder)!r}: metalib has no learner {name!r} — where it is your own, start the command "
+                       "with the file that defines it: python FILE.py predict …")  # fmt: skip
+    return name
 
 
 def check_head(folder: Path, model: PreTrainedModel) -> None:

@@ -34,7 +34,7 @@ BLOB_IDS = {  # of the public files, which must be these and no others
         "270b1f43581860e1aa798b6ec9d5b33fdc9b2acc",
 }  # fmt: skip
 ARSC_FEATURES = Features({**FEATURES, "threshold": Value("int64"), "split": Value("string")})
-LABELS = {"negative": 0, "0": 0, "positive": 1, "1": 1}
+LABELS = {"negative": 0, "0": 0, "0.0": 0, "false": 0, "positive": 1, "1": 1, "1.0": 1, "true": 1}
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write it ("\ud83d"), UTF-8 and so Arrow cannot
 log = logging.getLogger("metalib")
 
@@ -112,7 +112,7 @@ def _problems(record: Any, features: Features) -> Iterator[Problem]:
             yield from name_problems(value, field)
         elif field not in allowed or value is None:
             yield from text_problems(value, field)
-        elif not isinstance(value, str | int) or str(value).strip().lower() not in allowed[field]:
+        elif not isinstance(value, str | int | float) or str(value).strip().lower() not in allowed[field]:
             yield f"the unknown {field} {reprlib.repr(value)}", f"use {remedies[field]}"
 
 
@@ -120,6 +120,10 @@ def _to_dataset(records: list[Any], name: str) -> Dataset:
     """Dataset of the records. Raises BadInput with the numbers of bad records."""
     is_arsc = isinstance(records[0], dict) and {"threshold", "split"} <= records[0].keys()
     features = ARSC_FEATURES if is_arsc else FEATURES
+    there = list(dict.fromkeys(key for record in records if isinstance(record, dict) for key in record if key))
+    if there and (missing := [field for field in features if field not in there]):
+        raise BadInput(f"{name}: no column {' and no column '.join(map(repr, missing))} — rename its columns, which "
+                       f"are {', '.join(map(repr, there[:20]))}{', …' * (len(there) > 20)}")  # fmt: skip
     numbered = enumerate(records, start=1)
     refuse(((problem, number) for number, record in numbered for problem in _problems(record, features)), name)
     return Dataset.from_list([_arsc_row(record) for record in records], features) if is_arsc else _plain(records, name)
@@ -229,7 +233,8 @@ def _kinds(named: dict[str, Sequence[str]], products: dict[str, str]) -> dict[st
                 close = " or ".join(map(repr, get_close_matches(str(name), [*known, *products.keys() - known])))
                 hint = f"did you mean {close}? " if close else ""
                 some = ", ".join(known[:50]) + ", …" * (len(known) > 50)
-                raise BadInput(f"unknown {kind} domain {name!r} — {hint}Known are: {some}")
+                other = f" — name others as {kind.replace('training', 'train')}_domains" if kind == "test" else ""
+                raise BadInput(f"unknown {kind} domain {name!r} — {hint}Known are: {some}{other}")
             for domain in domains:
                 if kind_of.get(domain) == kind:
                     raise BadInput(f"domain {domain!r} is twice among the {kind} domains — name it once")

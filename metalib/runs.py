@@ -154,11 +154,13 @@ def trained_learner(bench: Workbench, thetas: dict[str, torch.Tensor]) -> Learne
 def read_run(folder: Path) -> Config:
     """The settings of a run folder. Raises BadInput where it is none, or has settings that are not known here."""
     if not (folder / "config.yaml").exists():
-        raise BadInput(f"{str(folder)!r} is not a run folder: it holds no config.yaml")
+        why = "it holds no config.yaml" if folder.is_dir() else "it is not there"
+        raise BadInput(f"{str(folder)!r} is not a run folder: {why}")
     try:
         return read_config(folder / "config.yaml")
     except BadInput as error:
-        raise BadInput(f"{error} (this is metalib {__version__}; another version may have made the run)") from error
+        raise BadInput(f"{error} (this is metalib {__version__}; another version may have made the run, or a file of "
+                       "yours with a learner of your own: start the command with that file)") from error  # fmt: skip
 
 
 def final_theta(folder: Path, config: Config, name: str) -> torch.Tensor:
@@ -181,11 +183,7 @@ def curve_marks(steps: int) -> list[int]:
 
 
 def predict_all(
-    bench: Workbench,
-    thetas: dict[str, torch.Tensor],
-    episodes: Episodes,
-    marks: bool = False,
-    shots: int | None = None,
+    bench: Workbench, thetas: dict[str, torch.Tensor], episodes: Episodes, marks: bool = False, shots: int | None = None
 ) -> dict[str, np.ndarray]:
     """Each trained learner's (episodes, marks, queries) predictions; without `marks`, only after all its steps."""
     predictions = {}
@@ -223,7 +221,7 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
         predictions["best_possible"] = best_possible(world, reviews, episodes)
     if not bench.accelerator.is_main_process:
         return
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "episodes": {
             "count": len(episodes.tasks),
             "sha256": hash_tasks(episodes.tasks, reviews["text"][:]),
@@ -245,6 +243,9 @@ def test(bench: Workbench, thetas: dict[str, torch.Tensor], folder: Path) -> Non
         }
         for name, steps in along.items()
     }
+    with suppress(BadInput):  # not there yet
+        if read_json(folder / "evaluation.json")["episodes"]["sha256"] != evaluation["episodes"]["sha256"]:
+            log.warning("%s: the test reviews are others than those that it was tested on before", folder)
     write_json(folder / "evaluation.json", evaluation)
     drawn = folder / "curves.json"  # a shot curve from `metalib evaluate` stays
     kept = {}
@@ -284,7 +285,8 @@ def evaluate(folder: str | Path) -> Path:
         splits = load_splits(config)
     bench = prepare(config, splits, accelerator)
     thetas = load_thetas(bench, folder)
-    refuse_other_reviews(folder, read_lines(folder / "metrics.jsonl", 0), hash_reviews(splits.train))
+    reviews = hash_reviews(splits.train, splits.validation)
+    refuse_other_reviews(folder, read_lines(folder / "metrics.jsonl", 0), reviews)
     with log_to(folder, accelerator):
         test(bench, thetas, folder)
         shots = shot_curve(bench, thetas)

@@ -56,10 +56,10 @@ class TaskSampler:
             for domain in self.domains
         }  # fmt: skip
         needed = shots + queries
-        few = [f"domain {domain!r} has {len(rows)} {name} reviews" for domain, pool in self.pools.items()
-               for name, rows in zip(self.class_names, pool, strict=True) if len(rows) < needed]  # fmt: skip
+        few = [f"domain {domain!r} has {min(found)} {found[min(found)]} reviews" for domain, pool in self.pools.items()
+               if min(found := {len(rows): name for rows, name in zip(pool, self.class_names, strict=True)}) < needed]
         if few:
-            more = f", and so on ({len(few)} in all)" if len(few) > 5 else ""
+            more = f", and so on ({len(few)} domains in all)" if len(few) > 5 else ""
             raise BadInput(f"{', '.join(few[:5])}{more}; shots={shots} with queries={queries} needs {needed} — "
                            "lower one of them, or leave these domains out")  # fmt: skip
 
@@ -83,11 +83,13 @@ class TaskSampler:
         return float(np.mean([self.queries / len(rows) for rows in self.pools[domain]]))
 
 
-def hash_reviews(reviews: Dataset) -> str:
-    """SHA-256 over texts, labels and domains, in order."""
+def hash_reviews(*parts: Dataset) -> str:
+    """SHA-256 over the texts, labels and domains of some sets of reviews, in order."""
     digest = hashlib.sha256()
-    for review in zip(*(reviews[name][:] for name in ("text", "label", "domain")), strict=True):
-        digest.update(repr(review).encode())
+    for reviews in parts:
+        digest.update(b"%d\0" % len(reviews))
+        for review in zip(*(reviews[name][:] for name in ("text", "label", "domain")), strict=True):
+            digest.update(repr(review).encode())
     return digest.hexdigest()
 
 

@@ -80,7 +80,7 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
         model = accelerator.prepare_model(model, evaluation_mode=True)
     weights = Weights(model)
     same = [(key, value) for key, value in vars(config).items() if key not in (*FREE, "data", "model")]
-    refuse_differences(accelerator, repr((same, len(weights), *map(hash_reviews, parts.values()))).encode())
+    refuse_differences(accelerator, repr((same, len(weights), hash_reviews(*parts.values()))).encode())
     return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
 
 
@@ -100,7 +100,8 @@ def training_tasks(config: Config, reviews: Dataset) -> TaskSampler:
     try:
         return TaskSampler(reviews, config.train_shots, config.query_rows, config.seed)
     except BadInput as error:
-        raise BadInput(re.sub(r"\b(shots|queries)=", r"train_\1=", f"training: {error}")) from error
+        told = re.sub(r"\b(shots|queries)=", r"train_\1=", f"training: {error}")
+        raise BadInput(f"{told} (the others can be named as train_domains)") from error
 
 
 def sum_directions(
@@ -126,6 +127,8 @@ def sum_directions(
     for place in range(accelerator.process_index, meta_batch, accelerator.num_processes):
         task = sampler[step * meta_batch + place]
         direction, met = learner.direction(reviews, task, (sampler.seed, task.index))
+        if direction.shape != (size,):
+            raise MetalibError(f"{learner.name}: its direction has the shape {tuple(direction.shape)}, not ({size},)")
         for part, more in zip(total[:size].split(CHUNK), direction.split(CHUNK), strict=True):
             part += more  # in pieces: a float64 copy of the whole would be twice θ
         learner.weights.give_back(direction)
@@ -165,7 +168,7 @@ def meta_train(
     """
     accelerator, learner = bench.accelerator, bench.learner(config)
     sampler = training_tasks(config, bench.splits.train)
-    texts, reviews = bench.splits.train["text"][:], hash_reviews(bench.splits.train)
+    texts, reviews = bench.splits.train["text"][:], hash_reviews(bench.splits.train, bench.splits.validation)
     bench.weights.restore(bench.theta_0)
     outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)
     done, lines = resume_from(folder, outer_step, accelerator, reviews) if config.resume else (-1, [])
@@ -233,9 +236,9 @@ def annealed(config: Config, kind: str, step: int) -> float:
 
 
 def refuse_other_reviews(folder: Path, lines: list[str], reviews: str) -> None:
-    """Raise BadInput where the first line of `metrics.jsonl` has another hash of the training reviews than this."""
+    """Raise BadInput where the first line of `metrics.jsonl` has another hash of the reviews trained with."""
     if lines and json.loads(lines[0]).get("reviews") != reviews:
-        raise BadInput(f"{str(folder)!r} was trained on other reviews than these — give it the same data, or train "
+        raise BadInput(f"{str(folder)!r} was made with other reviews than these — give it the same data, or train "
                        "anew with another --out")  # fmt: skip
 
 
@@ -248,8 +251,8 @@ def resume_from(
     checkpoint yet, −1 meta-steps are done: not even the first line, of the untrained model, is written.
 
     Raises:
-        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hash of the training reviews is
-            not `reviews`.
+        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hash of the reviews is not
+            `reviews`.
     """
     lines: list[str] = []
     facts: dict[str, Any] = {"done": -1, "wrong": ""}

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -473,7 +473,7 @@ def test_broken_folders_are_refused(how: str, make_run: MakeRun, tmp_path: Path)
     folder = shutil.copytree(make_run("relation")[0] / "model", tmp_path / "model")
     assert len(list(metalib.predict(folder, TEXTS))) == 3
     break_folder(folder, how)
-    with pytest.raises(BadInput, match=r"is broken|no model folder|cannot be opened"):
+    with pytest.raises(BadInput, match=r"is broken|no model folder|cannot be opened|has no learner 'mammal'"):
         metalib.predict(folder, TEXTS)
 
 
@@ -491,6 +491,20 @@ def test_importing_metalib_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
     with pytest.raises(AttributeError, match="nothing"):
         metalib.nothing  # noqa: B018
+
+
+def test_a_rule_that_always_says_the_same_is_not_measured_to_half_a_point() -> None:
+    labels = np.array([0, 0, *[1] * 29])  # folds of 15 and 16 texts: 14/15 and 15/16 are close, and say little
+    reviews: Any = type("Reviews", (), {"labels": labels})
+    yes: Any = Coin(labels, {0, 1})
+    found = estimates.cross_validate(yes, reviews, np.arange(31), {"not adapted": np.zeros(31, dtype=int)}, 0)
+    assert found is not None
+    methods = {name: entry["accuracy"] for name, entry in found["methods"].items()}
+    assert methods["adapted"]["ci95"] == pytest.approx(estimates.exact(29 / 31, 31, 0.95), abs=0.01)
+    assert methods["majority"]["ci95"] == pytest.approx([29 / 31] * 2, abs=0.01)
+    assert methods["not adapted"]["ci95"] == pytest.approx(estimates.exact(2 / 31, 31, 0.95), abs=0.01)
+    (pair,) = [p for p in found["paired"] if (p["b"], p["metric"]) == ("not adapted", "accuracy")]
+    assert pair["ci95"][1] - pair["ci95"][0] > 0.2
 
 
 def test_a_dataset_is_checked_as_a_file_is(make_run: MakeRun, tmp_path: Path) -> None:
@@ -511,6 +525,12 @@ def test_a_dataset_is_checked_as_a_file_is(make_run: MakeRun, tmp_path: Path) ->
         load_examples(typed)
     with pytest.raises(BadInput, match="there are none"):
         load_examples(typed.select([]), "says", "mood")
+    for other in (DatasetDict(train=typed), rows, typed.to_pandas()):
+        with pytest.raises(BadInput, match=rf"are a {type(other).__name__} — give a file's path, or a datasets.Data"):
+            metalib.adapt(make_run()[0], other, tmp_path / "y")
+    for text in (b"abc", {"text": "x" * 1000}):
+        with pytest.raises(BadInput, match=rf"text 2 is a {type(text).__name__}, .{{,100}} — give texts, as str"):
+            metalib.predict(make_run()[0] / "model", ["fine", text])
 
 
 def test_a_dataset_will_do(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:

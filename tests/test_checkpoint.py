@@ -79,7 +79,7 @@ def test_where_all_are_broken_nothing_is_guessed(tmp_path):
     for step in (3, 6):
         save_checkpoint(tmp_path, step, tensors(step))
         cut(tmp_path / f"{step:07d}.safetensors")
-    with pytest.raises(BadInput, match="whole — delete the run folder") as error:
+    with pytest.raises(BadInput, match="whole — delete this folder") as error:
         load_checkpoint(tmp_path)
     assert str(tmp_path) in str(error.value)
 

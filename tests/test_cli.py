@@ -288,6 +288,17 @@ def test_resuming_what_is_not_named(refused: Refused, here: Path) -> None:
         assert "--resume needs --out: name the folder" in refused(*words, "--resume")
 
 
+def test_resuming_a_run_that_is_not_there(refused: Refused, here: Path) -> None:
+    (here / "runs" / "mine").mkdir(parents=True)
+    said = refused("train", "--resume", "--out", "runs/mien")
+    assert "there is no run in 'runs/mien' that could go on — did you mean 'runs/mine'? Else leave --resume out" in said
+    assert "go on — leave --resume out" in refused("train", "--resume", "--out", "elsewhere/x")
+
+
+def test_data_in_the_place_of_the_settings(refused: Refused) -> None:
+    assert "did you mean --data reviews.json?" in refused("train", "reviews.json")
+
+
 def test_a_folder_that_another_run_takes_meanwhile(
     here: Path, config: Config, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +335,7 @@ def test_resuming_with_other_settings(refused: Refused, here: Path, config: Conf
 
 
 def test_evaluating_what_is_no_finished_run(refused: Refused, here: Path, capsys: Any, config: Config) -> None:
-    assert "'none' is not a run folder" in refused("evaluate", "none")
+    assert "'none' is not a run folder: it is not there" in refused("evaluate", "none")
     (here / "run").mkdir()
     assert "'run' is not a run folder: it holds no config.yaml" in refused("evaluate", "run")
     write_config(replace(config, data="reviews.json"), here / "run" / "config.yaml")

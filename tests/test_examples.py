@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import logging
 from pathlib import Path
@@ -199,6 +200,10 @@ def test_other_files(tmp_path: Path) -> None:
     )
     assert "holds no records" in complaint(write(tmp_path / "b.csv", "text,label\n"))
     assert "two columns are called 'label'" in complaint(write(tmp_path / "c.csv", "text,label, label\nfine,a,b\n"))
+    twice = [{"text": f"text {n}", "label": ("good", "Good", "bad")[n % 3]} for n in range(9)]
+    assert "the labels 'Good' and 'good' differ in small and capital" in complaint(write(tmp_path / "g.json", twice))
+    pandas = "text,label\n" + "".join(f"text {n},{n % 3}.0\n" for n in range(9))
+    assert load_examples(write(tmp_path / "f.csv", pandas)).features["label"].names == ["0", "1", "2"]
     assert load_texts(write(tmp_path / "one.jsonl", '{"review": "fine"}\n'), "review") == ["fine"]
     assert "cannot be read as .csv" in complaint(write(tmp_path / "b.csv", "text,label\nété,a\n".encode("utf-16")))
 
@@ -209,6 +214,11 @@ def test_other_files(tmp_path: Path) -> None:
 def test_lines_of_a_text_file(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.TXT", '\ufefffirst, with "quotes\r\n\n  second\u2028still  \nfirst; again\nsecond')
     assert load_texts(path) == ['first, with "quotes', "second\u2028still", "first; again", "second"]
+
+
+def test_lines_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("fine\n\n été \r\n".encode())))
+    assert load_texts("-") == ["fine", "été"]
 
 
 def test_texts_keep_order_and_doubles(tmp_path: Path) -> None:

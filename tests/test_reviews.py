@@ -336,7 +336,7 @@ def test_any_json_gives_reviews_or_bad_input(records: list[Any], tmp_path_factor
         ("label", "neutral", "the unknown label 'neutral': 2, 4 — use positive or negative, 1 or 0"),
         ("label", "", "the unknown label '': 2, 4 — use positive"),
         ("label", -1, "the unknown label -1: 2, 4 — use positive"),
-        ("label", True, "the unknown label True: 2, 4 — use positive"),
+        ("label", 0.5, "the unknown label 0.5: 2, 4 — use positive"),
         ("label", ["positive"], "the unknown label ['positive']: 2, 4 — use positive"),
     ],
 )
@@ -355,11 +355,20 @@ def test_null_and_missing_in_the_other_formats(tmp_path: Path) -> None:
     assert "6 records have no 'text': 1, 2, 3, 4, 5, … — " in complaint(write(tmp_path / "a.parquet", missing))
     renamed = [{"body": r["text"], "label": r["label"], "domain": r["domain"]} for r in RECORDS]
     for extension in EXTENSIONS:
-        assert "6 records have no 'text'" in complaint(write(tmp_path / f"b.{extension}", renamed))
+        said = complaint(write(tmp_path / f"b.{extension}", renamed))
+        assert "no column 'text' — rename its columns, which are 'body', 'label', 'domain'" in said
     assert "1 record has no 'domain': 2" in complaint(write(tmp_path / "c.csv", "text,label,domain\na,1,d\nb,0\n"))
     unrelated = pyarrow.table({"a": [1, 2]})
     pyarrow.parquet.write_table(unrelated, tmp_path / "d.parquet")
-    assert "2 records have no 'text'" in complaint(tmp_path / "d.parquet")
+    assert "no column 'text' and no column 'label' and no column 'domain' — " in complaint(tmp_path / "d.parquet")
+
+
+@pytest.mark.parametrize("spelled", [(0, 1), ("0.0", "1.0"), (0.0, 1.0), ("False", "True"), (False, True)])
+def test_labels_as_pandas_writes_them(tmp_path: Path, spelled: tuple[Any, Any]) -> None:
+    names = ("negative", "positive")
+    records = [{**record, "label": spelled[names.index(record["label"])]} for record in RECORDS]
+    found = plain(load_reviews(write(tmp_path / "a.json", records)))
+    assert [review["label"] for review in found] == [record["label"] for record in RECORDS]
 
 
 def test_wrong_types_in_parquet(tmp_path: Path) -> None:

@@ -296,18 +296,30 @@ def test_a_broken_file_of_a_run_is_named(copy: Path, name: str, content: bytes |
             assert name in str(error)
 
 
-def test_a_run_is_neither_tested_nor_resumed_on_other_training_reviews(
-    place: Path, folder: Path, copy: Path, tmp_path: Path, capsys: Any
+@pytest.mark.parametrize("domain", ["dvd", "books"])  # of the training, of the validation
+def test_a_run_is_neither_tested_nor_resumed_on_other_reviews(
+    place: Path, copy: Path, tmp_path: Path, capsys: Any, domain: str
 ) -> None:
     records, before = read(place / "reviews.json"), contents(copy)
-    changed = next(record for record in records if record["domain"] == "dvd")
+    changed = next(record for record in records if record["domain"] == domain)
     changed["text"] += " light"
     (tmp_path / "reviews.json").write_text(json.dumps(records))
     write_config(replace(read_config(copy / "config.yaml"), data=str(tmp_path / "reviews.json")), copy / "config.yaml")
     for words in (["evaluate", str(copy)], ["train", "--out", str(copy), "--resume"]):
         assert main(words) == 2
-        assert "was trained on other reviews than these — give it the same data" in capsys.readouterr().err
+        assert "was made with other reviews than these — give it the same data" in capsys.readouterr().err
     assert contents(copy) == before
+
+
+def test_other_test_reviews_are_told_of(place: Path, copy: Path, tmp_path: Path, capsys: Any) -> None:
+    records = read(place / "reviews.json")
+    for record in records:
+        record["text"] += " light" * (record["domain"] == "office_products")
+    (tmp_path / "reviews.json").write_text(json.dumps(records))
+    write_config(replace(read_config(copy / "config.yaml"), data=str(tmp_path / "reviews.json")), copy / "config.yaml")
+    for told in (True, False):
+        assert main(["evaluate", str(copy)]) == 0
+        assert ("test reviews are others than those that it was tested on before" in capsys.readouterr().err) == told
 
 
 def test_the_runs_model_cuts_texts_where_it_was_trained(folder: Path) -> None:

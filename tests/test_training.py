@@ -17,7 +17,7 @@ from metalib.errors import MetalibError, NotFinite
 from metalib.inner import adapt, untouched
 from metalib.learners import Learner, Reptile
 from metalib.tasks import TaskSampler, hash_tasks
-from metalib.training import annealed, check_finite, meta_train, sum_directions
+from metalib.training import annealed, check_finite, meta_train, sum_directions, training_tasks
 from metalib.weights import Kept, Weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
@@ -257,3 +257,11 @@ def test_frozen_parameters_stay_as_they_are_in_training(config, splits, tmp_path
     train(bench, replace(config, meta_steps=1, validations=0), tmp_path)
     for name, parameter in bench.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
+
+
+def test_a_direction_of_another_shape_is_named(bench, config, monkeypatch):
+    learner, sampler = bench.learner(config), training_tasks(config, bench.splits.train)
+    monkeypatch.setattr(learner, "direction", lambda *_: (torch.zeros(5), torch.zeros(1)))
+    size = len(bench.weights)
+    with pytest.raises(MetalibError, match=rf"reptile: its direction has the shape \(5,\), not \({size},\)"):
+        sum_directions(learner, bench.reviews["train"], sampler, 2, 0, bench.accelerator)
