@@ -233,7 +233,7 @@ def _kinds(named: dict[str, Sequence[str]], products: dict[str, str]) -> dict[st
                 close = " or ".join(map(repr, get_close_matches(str(name), [*known, *products.keys() - known])))
                 hint = f"did you mean {close}? " if close else ""
                 some = ", ".join(known[:50]) + ", …" * (len(known) > 50)
-                other = f" — name others as {kind.replace('training', 'train')}_domains" if kind == "test" else ""
+                other = " — name others as test_domains" if kind == "test" else ""
                 raise BadInput(f"unknown {kind} domain {name!r} — {hint}Known are: {some}{other}")
             for domain in domains:
                 if kind_of.get(domain) == kind:
