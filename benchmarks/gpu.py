@@ -151,17 +151,22 @@ def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[
 
 def main(data: str = "world", model: str = "", out: Path = Path(__file__).parent / "results.json",
          sizes: tuple[str, ...] = ("BERT-base", "MiniLM-L6"), at_a_time: tuple[int, ...] = (1, 4, 16),
-         max_length: int = 512, batch: int = 10) -> None:  # fmt: skip
-    """Measure on the GPU (or, to try the command, on the CPU: `--sizes tiny`) and write the table."""
+         max_length: int = 512, batches: tuple[int, ...] = (10, 20)) -> None:  # fmt: skip
+    """Measure on the GPU (or, to try the command, on the CPU: `--sizes tiny`) and write the table.
+
+    With the first of the batches all numbers of tasks at a time are measured, with the others the last of them.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = [row for size in sizes for row in
-            measure(size, data, model, max_length, at_a_time, batch, device)]  # fmt: skip
-    results = json.loads(out.read_text()) if out.exists() else {}
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    results["gpu"] = {"name": name, "torch": torch.__version__, "rows": rows}
-    write_atomically(out, json.dumps(results, indent=1).encode())
-    write_tables(results, out.parent)
+    rows: list[dict[str, Any]] = []
+    for place, batch in enumerate(batches):
+        for size in sizes:
+            rows += measure(size, data, model, max_length, at_a_time[-1:] if place else at_a_time, batch, device)
+            results = json.loads(out.read_text()) if out.exists() else {}
+            results["gpu"] = {"name": name, "torch": torch.__version__, "rows": rows}
+            write_atomically(out, json.dumps(results, indent=1).encode())
+            write_tables(results, out.parent)
 
 
 if __name__ == "__main__":

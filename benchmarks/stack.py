@@ -4,6 +4,7 @@ Not in the library: it is a BERT written out by hand, with SGD and without dropo
 the library's own recordings (`metalib/fast.py`), which take any model, optimiser and learner.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,108 +18,146 @@ from metalib.models import TokenizedReviews
 from metalib.tasks import Task
 from metalib.training import Workbench
 
-Point = dict[str, torch.Tensor]  # a BERT's parameters by name, each (n, …): n tasks' points
+Tensors = tuple[torch.Tensor, ...]
+Point = dict[str, torch.Tensor]  # a BERT's parameters, each (n, …): n tasks' points
 WORDS, POSITIONS, KINDS = (f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
-TAILS = 8  # texts of nothing that fill a step up
-BUCKET = 256  # tokens of a step are rounded up to so many
+NORM = ["bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.bias"]
+LAYER = {  # what of a layer lies together: fewer and larger calls
+    "qkv": ["attention.self.query.weight", "attention.self.key.weight", "attention.self.value.weight"],
+    "out": ["attention.output.dense.weight"],
+    "wide": ["intermediate.dense.weight"],
+    "narrow": ["output.dense.weight"],
+    "vectors": ["attention.self.query.bias", "attention.self.key.bias", "attention.self.value.bias",
+                "attention.output.dense.bias", "attention.output.LayerNorm.weight", "attention.output.LayerNorm.bias",
+                "intermediate.dense.bias", "output.dense.bias", "output.LayerNorm.weight", "output.LayerNorm.bias"],
+}  # fmt: skip
+BLOCK = 16  # tokens, all of one task; what is left of a task's last block is filled up with tokens of nothing
+STEP = 64  # tokens of a step are rounded up to so many, or for many tasks to half a block for each
 
 
 @dataclass
 class Inputs:
-    """A step's minibatches of n tasks, one text behind the other, task by task; tokens of nothing fill the place up.
+    """A step's minibatches of n tasks, one text behind the other, task by task, in blocks of `BLOCK` tokens.
 
     Attributes:
-        words: (tokens,) the word's row in the table of all tasks' words.
-        positions: (tokens,) its place in its text.
-        ends: (texts + 1,) where texts begin and end.
-        borders: (n,) where tasks end.
-        tasks: (tokens,) whose token this is.
+        words: (blocks, BLOCK) the word's row in the table of all tasks' words.
+        positions: (blocks, BLOCK) its place in its text.
+        tasks: (blocks,) whose block this is.
+        borders: (n,) the tokens before the end of each task.
+        ends: (texts + 1,) the tokens before each text, and all; what fills a task or the step up counts as a text.
         first: (n · rows,) the first token of each text.
         labels: (n · rows,) its class.
     """
 
     words: torch.Tensor
     positions: torch.Tensor
-    ends: torch.Tensor
-    borders: torch.Tensor
     tasks: torch.Tensor
+    borders: torch.Tensor
+    ends: torch.Tensor
     first: torch.Tensor
     labels: torch.Tensor
 
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Inputs":
+        """The same with something done to each of them."""
+        return Inputs(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
 
 class Own(torch.autograd.Function):
-    """Rows (n, …) of n tasks → (tokens, …), each token its task's row; the gradient is a product, not a scatter."""
+    """x · scale + shift, to each task its own: (blocks, BLOCK, size) and twice (n, size), scale or none.
+
+    The gradients of scale and shift are products with `whose` (n, tokens), which is 1 where a token is a task's.
+    """
 
     @staticmethod
-    def forward(context: Any, rows: torch.Tensor, borders: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(borders, tasks)
-        return rows[tasks]
+    def forward(context: Any, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor, tasks: torch.Tensor,
+                whose: torch.Tensor) -> torch.Tensor:  # fmt: skip
+        context.scaled = scale is not None
+        context.save_for_backward(whose, *((x, scale, tasks) if scale is not None else ()))
+        return (x if scale is None else x * scale[tasks][:, None]) + shift[tasks][:, None]
 
     @staticmethod
-    def backward(context: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        borders, tasks = context.saved_tensors
-        if grouped(slope):
-            ones = slope.new_ones(len(slope), 16).t()  # products begin at round places
-            return F.grouped_mm(ones, slope.contiguous(), offs=borders)[:, 0], None, None
-        whose = torch.arange(len(borders), device=tasks.device)[:, None] == tasks
-        return whose.to(slope.dtype) @ slope, None, None
+    def backward(context: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        if not context.scaled:
+            return slope, None, context.saved_tensors[0] @ slope.flatten(0, 1), None, None
+        whose, x, scale, tasks = context.saved_tensors
+        both = whose @ torch.cat([slope * x, slope], dim=-1).flatten(0, 1)
+        return slope * scale[tasks][:, None], *both.chunk(2, dim=-1), None, None
 
 
 def words_of(reviews: TokenizedReviews, task: Task) -> np.ndarray:
     """The words of a task's support set, each once, in order."""
-    return np.unique(np.concatenate([reviews.tokens[row] for row in task.support]))
+    return np.flatnonzero(np.bincount(np.concatenate([reviews.tokens[row] for row in task.support])))
 
 
-def grouped(x: torch.Tensor) -> bool:
-    """Whether there are grouped matrix products for it."""
-    return x.dtype == torch.bfloat16 and x.is_cuda
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, borders: torch.Tensor,
-           tasks: torch.Tensor) -> torch.Tensor:  # fmt: skip
-    """(tokens, in) · (n, out, in) → (tokens, out): each token through its own task's matrix."""
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, owners: Tensors) -> torch.Tensor:
+    """(blocks, BLOCK, in) · (n, out, in) + (n, out) → (blocks, BLOCK, out): to each task its own matrix."""
     if len(weight) == 1:
-        return F.linear(x, weight[0], bias[0])
-    if grouped(x):
-        found = F.grouped_mm(x, weight.transpose(1, 2), offs=borders)
+        return F.linear(x, weight.squeeze(0), bias.squeeze(0))
+    flat, (borders, *own) = x.flatten(0, 1), owners
+    if x.dtype == torch.bfloat16:
+        found = F.grouped_mm(flat, weight.transpose(1, 2), offs=borders)
     else:
-        parts = x.tensor_split(borders[:-1].cpu().long())
+        parts = flat.tensor_split(borders[:-1].cpu().long())
         found = torch.cat([part @ w.T for part, w in zip(parts, weight, strict=True)])
-    return found + Own.apply(bias, borders, tasks)
+    return Own.apply(found.unflatten(0, (-1, BLOCK)), None, bias, *own)
 
 
-def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, borders: torch.Tensor,
-         tasks: torch.Tensor) -> torch.Tensor:  # fmt: skip
-    """Layer norm of (tokens, hidden), each task with its own scale."""
+def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, owners: Tensors) -> torch.Tensor:
+    """Layer norm of (blocks, BLOCK, hidden), each task with its own scale."""
     if len(weight) == 1:
-        return F.layer_norm(x, x.shape[-1:], weight[0], bias[0], eps=1e-12)
-    own = (borders, tasks)
-    return F.layer_norm(x, x.shape[-1:], eps=1e-12) * Own.apply(weight, *own) + Own.apply(bias, *own)
+        return F.layer_norm(x, x.shape[-1:], weight.squeeze(0), bias.squeeze(0), eps=1e-12)
+    return Own.apply(F.layer_norm(x, x.shape[-1:], eps=1e-12), weight, bias, *owners[1:])
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int) -> torch.Tensor:
     """Attention within each text: three times (tokens, heads, size) → the same."""
-    if grouped(q):
-        return varlen_attn(q, k, v, ends, ends, longest, longest)
+    if q.dtype == torch.bfloat16 and q.is_cuda:
+        return varlen_attn(q, k, v, ends, ends, longest, longest)  # type: ignore[return-value]
     text = torch.bucketize(torch.arange(len(q), device=q.device), ends, right=True)
     q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, text[:, None] == text)[0].transpose(0, 1)
 
 
-def layer(x: torch.Tensor, ends: torch.Tensor, borders: torch.Tensor, tasks: torch.Tensor, longest: int, heads: int,
-          part: list[torch.Tensor]) -> torch.Tensor:  # fmt: skip
-    """One layer of BERT; `part` are its parameters in their order."""
-    wq, bq, wk, bk, wv, bv, wo, bo, w1, b1, wi, bi, wd, bd, w2, b2 = part
-    own = (borders, tasks)
-    q, k, v = (linear(x, w, b, *own).unflatten(-1, (heads, -1)) for w, b in ((wq, bq), (wk, bk), (wv, bv)))
-    x = norm(linear(attend(q, k, v, ends, longest).flatten(1), wo, bo, *own) + x, w1, b1, *own)
-    return norm(linear(F.gelu(linear(x, wi, bi, *own)), wd, bd, *own) + x, w2, b2, *own)
+def front(x: torch.Tensor, kind: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+          owners: Tensors) -> torch.Tensor:  # fmt: skip
+    """What is done to words and positions before the first layer."""
+    return norm(x + kind if len(kind) == 1 else Own.apply(x, None, kind, *owners[1:]), weight, bias, owners)
+
+
+def layer(x: torch.Tensor, ends: torch.Tensor, owners: Tensors, longest: int, heads: int, qkv: torch.Tensor,
+          out: torch.Tensor, wide: torch.Tensor, narrow: torch.Tensor,
+          vectors: torch.Tensor) -> torch.Tensor:  # fmt: skip
+    """One layer of BERT; its parameters as they lie together in `LAYER`."""
+    size = x.shape[-1]
+    sizes = [3 * size, size, size, size, wide.shape[1], size, size, size]
+    b_qkv, b_out, w1, b1, b_wide, b_narrow, w2, b2 = vectors.split(sizes, dim=1)
+    q, k, v = linear(x, qkv, b_qkv, owners).flatten(0, 1).unflatten(-1, (3, heads, -1)).unbind(1)
+    found = attend(q, k, v, ends, longest).flatten(1).unflatten(0, (-1, BLOCK))
+    x = norm(linear(found, out, b_out, owners) + x, w1, b1, owners)
+    return norm(linear(F.gelu(linear(x, wide, b_wide, owners)), narrow, b_narrow, owners) + x, w2, b2, owners)
+
+
+def begin(moved: list[torch.Tensor], low: list[torch.Tensor], theta: list[torch.Tensor]) -> None:
+    """All tasks at θ: nothing is moved."""
+    for far, here, origin in zip(moved, low, theta, strict=True):
+        far.zero_()
+        here.copy_(origin.expand_as(here))
+
+
+def advance(moved: list[torch.Tensor], low: list[torch.Tensor], theta: list[torch.Tensor],
+            slopes: Sequence[torch.Tensor], lr: float) -> None:  # fmt: skip
+    """A step of SGD: `moved` is φ − θ; `low` becomes φ, rounded as it is computed with."""
+    for far, here, origin, slope in zip(moved, low, theta, slopes, strict=True):
+        point = origin + far.float() - lr * slope.float()
+        far.copy_(point - origin)
+        here.copy_(point)
 
 
 class Stack:
     """n inner loops (SGD, no dropout) of a BERT in step, padding left out, each step recorded and played back.
 
-    Of the word embeddings a task has only the rows that it needs.
+    Of the word embeddings a task has only the rows that it needs. In bfloat16 what is done between the products is
+    compiled; of a task are kept φ, and how far it is from θ.
 
     Args:
         words: at most so many different ones in a task.
@@ -126,26 +165,54 @@ class Stack:
 
     def __init__(self, bench: Workbench, count: int, loop: InnerLoop, words: int,
                  dtype: torch.dtype = torch.bfloat16) -> None:  # fmt: skip
-        self.bench, self.count, self.loop, self.words = bench, count, loop, words
+        self.bench, self.count, self.loop = bench, count, loop
         self.device, self.config = bench.weights.flat.device, bench.model.config
         self.shapes = bench.weights.shapes | {WORDS: torch.Size((words, self.config.hidden_size))}
-        self.points = {name: torch.zeros(count, *shape, device=self.device) for name, shape in self.shapes.items()}
-        self.low = {name: point.to(dtype, copy=True).requires_grad_() for name, point in self.points.items()}
-        self.dtype = dtype  # of `low`, which is computed with
-        self.recorded: dict[int, tuple[Inputs, torch.cuda.CUDAGraph]] = {}  # tokens of a step → its inputs, the step
+        self.names = {f"{number}.{part}": [f"bert.encoder.layer.{number}.{name}" for name in names]
+                      for number in range(self.config.num_hidden_layers) for part, names in LAYER.items()}  # fmt: skip
+        self.names |= {name: [name] for name in self.shapes if ".layer." not in name}
+        self.moved, self.low, self.theta = (
+            {part: torch.zeros(count if part == WORDS else tasks, *self.shape(part), dtype=kind, device=self.device)
+             for part in self.names}
+            for tasks, kind in ((count, dtype), (count, dtype), (1, torch.float32))
+        )  # fmt: skip
+        for point in self.low.values():
+            point.requires_grad_()
+        self.fast = dtype == torch.bfloat16 and self.device.type == "cuda"
+        self.started: torch.cuda.CUDAGraph | None = None
+        self.steps: dict[int, tuple[Inputs, torch.cuda.CUDAGraph]] = {}  # blocks → a step's inputs, the step
+        calls: tuple[Callable[..., Any], ...] = (front, layer, begin, advance)
+        if self.fast:
+            torch._dynamo.reset()  # what was compiled for another number of tasks
+            calls = tuple(torch.compile(each, options={"max_autotune_pointwise": True}) for each in calls)
+        self.front, self.layer, self.begin, self.advance = calls
+
+    def shape(self, part: str) -> tuple[int, ...]:
+        """Of what lies together there, one below the other."""
+        shapes = [self.shapes[name] for name in self.names[part]]
+        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+    def views(self, point: Point) -> Point:
+        """A point by the parameters' own names."""
+        cuts = {part: [self.shapes[name][0] for name in names] for part, names in self.names.items()}
+        return {name: view for part, names in self.names.items()
+                for name, view in zip(names, point[part].split(cuts[part], dim=1), strict=True)}  # fmt: skip
 
     def loss(self, point: Point, inputs: Inputs) -> torch.Tensor:
         """The n tasks' mean losses, summed."""
-        own, count, config = (inputs.borders, inputs.tasks), self.count, self.config
-        x = F.embedding(inputs.words, point[WORDS].flatten(0, 1))
-        x = x + F.embedding(inputs.positions + inputs.tasks * self.shapes[POSITIONS][0], point[POSITIONS].flatten(0, 1))
-        x = x + Own.apply(point[KINDS][:, 0], *own)
-        x = norm(x, *(point[f"bert.embeddings.LayerNorm.{kind}"] for kind in ("weight", "bias")), *own)
-        longest = self.bench.tokenizer.model_max_length
+        tasks, config, longest = inputs.tasks, self.config, self.bench.tokenizer.model_max_length
+        places = inputs.positions + tasks[:, None] * self.shapes[POSITIONS][0]
+        x = F.embedding(inputs.words, point[WORDS].flatten(0, 1)) + F.embedding(places, point[POSITIONS].flatten(0, 1))
+        whose = F.one_hot(tasks.repeat_interleave(BLOCK), self.count).to(x.dtype).T.contiguous()
+        for tensor, dim in ((tasks, 0), (whose, 1), (x, 0)):  # no compiling anew for another number of blocks
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        owners = (inputs.borders, tasks, whose)
+        x = self.front(x, point[KINDS][:, 0], *(point[name] for name in NORM), owners)
         for number in range(config.num_hidden_layers):
-            part = [each for name, each in point.items() if name.startswith(f"bert.encoder.layer.{number}.")]
-            x = layer(x, inputs.ends, *own, longest, config.num_attention_heads, part)
-        x = x[inputs.first].unflatten(0, (count, -1))
+            part = (point[f"{number}.{name}"] for name in LAYER)
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+            x = self.layer(x, inputs.ends, owners, longest, config.num_attention_heads, *part)
+        x = x.flatten(0, 1)[inputs.first].unflatten(0, (self.count, -1))
         for name in ("bert.pooler.dense", "classifier"):
             x = torch.baddbmm(point[f"{name}.bias"][:, None], x, point[f"{name}.weight"].transpose(1, 2))
             x = torch.tanh(x) if "pooler" in name else x
@@ -155,89 +222,107 @@ class Stack:
         """One step of all n tasks."""
         slopes = torch.autograd.grad(self.loss(self.low, inputs), list(self.low.values()))
         with torch.no_grad():
-            for point, low, slope in zip(self.points.values(), self.low.values(), slopes, strict=True):
-                point.sub_(slope, alpha=self.loop.lr)
-                low.copy_(point)
+            self.advance(*(list(each.values()) for each in (self.moved, self.low, self.theta)), slopes, self.loop.lr)
 
-    def inputs(self, lots: list[np.ndarray], words: list[np.ndarray]) -> Inputs:
-        """Of a step: `lots` are the minibatches of the tasks, `words` the words of each."""
-        reviews, bucket = self.bench.reviews["train"], BUCKET * max(self.count // 4, 1)
-        rows = np.concatenate(lots)
-        lengths = reviews.lengths[rows].astype(np.int64)
-        ends = np.cumsum(lengths)
-        size = bucket * -(-int(ends[-1]) // bucket)
-        borders = ends[np.cumsum([len(lot) for lot in lots]) - 1]
-        borders[-1] = size
-        found = [np.searchsorted(known, np.concatenate([reviews.tokens[row] for row in lot])) + place * self.words
-                 for place, (lot, known) in enumerate(zip(lots, words, strict=True))]  # fmt: skip
-        rest = np.zeros(size - ends[-1], dtype=np.int64)
-        tails = np.linspace(ends[-1], size, TAILS + 1).astype(np.int64)[1:]
-        made = {
-            "words": np.concatenate([*found, rest]),
-            "positions": np.concatenate([np.arange(ends[-1]) - np.repeat(ends - lengths, lengths), rest]),
-            "ends": np.concatenate([[0], ends, tails]).astype(np.int32),
-            "borders": borders.astype(np.int32),
-            "tasks": np.searchsorted(borders, np.arange(size), side="right"),
-            "first": ends - lengths,
-            "labels": reviews.labels[rows],
-        }
-        return Inputs(**{name: self.send(each) for name, each in made.items()})
+    @torch.no_grad()
+    def start(self) -> None:
+        """Put all n tasks to θ, but for their words."""
+        whole, views = self.bench.weights.views(self.bench.weights.flat), self.views(self.theta)
+        names = [name for name in views if name != WORDS]
+        torch._foreach_copy_([views[name] for name in names], [whole[name][None] for name in names])
+        self.begin(*([each[part] for part in each if part != WORDS] for each in (self.moved, self.low, self.theta)))
 
-    def directions(self, tasks: list[Task], seed: int = 1) -> Point:
-        """φ − θ of n tasks; the order of the minibatches is the library's."""
-        words = self.start(tasks)
-        orders = [list(minibatches(task.support, self.loop.batch_size, self.loop.steps, (seed, task.index)))
-                  for task in tasks]  # fmt: skip
-        theta = {name: point.clone() for name, point in self.points.items()}
-        for lots in zip(*orders, strict=True):
-            self.play(self.inputs(list(lots), words))
-        return {name: point.sub_(theta[name]) for name, point in self.points.items()}  # these are put anew each time
-
-    def start(self, tasks: list[Task]) -> list[np.ndarray]:
-        """Put all points to θ; returns the words of each task."""
-        reviews, weights = self.bench.reviews["train"], self.bench.weights
-        words = [words_of(reviews, task) for task in tasks]
-        numbers = np.zeros((self.count, self.words), dtype=np.int64)
-        for row, each in zip(numbers, words, strict=True):
+    @torch.no_grad()
+    def start_words(self, known: list[np.ndarray]) -> None:
+        """The same for the words, of which each task has its own."""
+        numbers = np.zeros(self.low[WORDS].shape[:2], dtype=np.int64)
+        for row, each in zip(numbers, known, strict=True):
             row[: len(each)] = each
-        whole = weights.views(weights.flat)
-        with torch.no_grad():
-            for name, point in self.points.items():
-                point.copy_(whole[WORDS][self.send(numbers)] if name == WORDS else whole[name].expand_as(point))
-                self.low[name].copy_(point)
-        return words
+        table = self.bench.weights.views(self.bench.weights.flat)[WORDS]
+        torch.index_select(table, 0, self.send(numbers.ravel()), out=self.theta[WORDS].flatten(0, 1))
+        self.low[WORDS].copy_(self.theta[WORDS])
+        self.moved[WORDS].zero_()
 
     def send(self, array: np.ndarray) -> torch.Tensor:
         """An array on the device; a GPU's copy does not wait."""
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
+    def inputs(self, lots: list[np.ndarray], tables: list[np.ndarray]) -> Inputs:
+        """Of a step, on the CPU: `lots` are the minibatches of the tasks, `tables` lead from a word to its row."""
+        reviews, bucket = self.bench.reviews["train"], max(STEP, BLOCK * self.count // 2)
+        lengths = np.array([reviews.lengths[rows] for rows in lots], dtype=np.int64)
+        rests = -lengths.sum(axis=1) % BLOCK
+        sizes = lengths.sum(axis=1) + rests
+        borders = sizes.cumsum()
+        size, ends = bucket * -(-int(borders[-1]) // bucket), np.column_stack([lengths, rests]).cumsum()
+        first = np.insert(ends, 0, 0)[:-1].reshape(len(lots), -1)[:, :-1]
+        numbers, places = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        for place, (lot, table, start) in enumerate(zip(lots, tables, borders - sizes, strict=True)):
+            found = table[np.concatenate([reviews.tokens[row] for row in lot])]
+            numbers[start : start + len(found)] = found + place * self.low[WORDS].shape[1]
+            places[start : start + len(found)] = np.concatenate([np.arange(each) for each in lengths[place]])
+        borders[-1] = size
+        made = Inputs(
+            words=torch.from_numpy(numbers.reshape(-1, BLOCK)),
+            positions=torch.from_numpy(places.reshape(-1, BLOCK)),
+            tasks=torch.from_numpy(np.searchsorted(borders, np.arange(0, size, BLOCK), side="right")),
+            borders=torch.from_numpy(borders.astype(np.int32)),
+            ends=torch.from_numpy(np.concatenate([[0], ends, [size]]).astype(np.int32)),
+            first=torch.from_numpy(first.ravel()),
+            labels=torch.from_numpy(reviews.labels[np.concatenate(lots)]),
+        )
+        return made.map(torch.Tensor.pin_memory) if self.fast else made
+
+    def directions(self, tasks: list[Task], seed: int = 1) -> Point:
+        """φ − θ of n tasks, by the parameters' names; the order of the minibatches is the library's."""
+        if self.fast and not self.started:
+            self.started = self.record(self.start)
+        if self.started:
+            self.started.replay()
+        else:
+            self.start()
+        known = [words_of(self.bench.reviews["train"], task) for task in tasks]
+        self.start_words(known)
+        tables = [np.zeros(len(self.bench.tokenizer), dtype=np.int64) for _ in tasks]
+        for table, each in zip(tables, known, strict=True):
+            table[each] = np.arange(len(each))
+        orders = [list(minibatches(task.support, self.loop.batch_size, self.loop.steps, (seed, task.index)))
+                  for task in tasks]  # fmt: skip
+        for lots in zip(*orders, strict=True):
+            self.play(self.inputs(list(lots), tables))
+        return self.views(self.moved)
+
     def play(self, inputs: Inputs) -> None:
-        """A step: recorded at the first of this many tokens, played back at every later one."""
-        if self.device.type != "cuda" or self.dtype != torch.bfloat16:
-            self.step(inputs)
+        """A step: recorded at the first of this many blocks, played back at every later one."""
+        if not self.fast:
+            self.step(inputs.map(lambda each: each.to(self.device)))
             return
-        size = len(inputs.words)
-        if size not in self.recorded:
-            before, aside = {name: point.clone() for name, point in self.points.items()}, torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # as recording asks for
-                for _ in range(2):
-                    self.step(inputs)
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self.recorded.values()))[1].pool() if self.recorded else None
-            with torch.cuda.graph(graph, pool=pool):
-                self.step(inputs)
+        blocks = len(inputs.tasks)
+        if blocks not in self.steps:
+            kept, both = inputs.map(torch.Tensor.cuda), (self.moved, self.low)
+            before = [{part: tensor.detach().clone() for part, tensor in point.items()} for point in both]
+            self.steps[blocks] = kept, self.record(lambda: self.step(kept))
             with torch.no_grad():
-                for name, point in before.items():
-                    self.points[name].copy_(point)
-                    self.low[name].copy_(point)
-            self.recorded[size] = inputs, graph
-        kept, graph = self.recorded[size]
+                for point, saved in zip(both, before, strict=True):
+                    for part, tensor in saved.items():
+                        point[part].copy_(tensor)
+        kept, graph = self.steps[blocks]
         for field in fields(Inputs):
-            getattr(kept, field.name).copy_(getattr(inputs, field.name))
+            getattr(kept, field.name).copy_(getattr(inputs, field.name), non_blocking=True)
         graph.replay()
+
+    def record(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """What a function does on the GPU; it is done twice before, as recording asks for."""
+        graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                function()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph, pool=self.started.pool() if self.started else None):
+            function()
+        return graph
 
     def same(self, found: Point, place: int, direction: torch.Tensor, task: Task) -> float:
         """‖found − direction‖ / ‖direction‖ of a task: its place here, and the library's direction (P,)."""

@@ -60,7 +60,7 @@ class Padding:
     def put_back(self, packed: torch.Tensor) -> torch.Tensor:
         """(1, tokens, …) → (rows, longest, …), zeros between."""
         empty = packed.new_zeros(self.keep.numel(), *packed.shape[2:])
-        return empty.index_copy(0, self.places, packed[0]).unflatten(0, self.keep.shape)
+        return empty.index_copy_(0, self.places, packed[0]).unflatten(0, self.keep.shape)
 
 
 def packed_attention(

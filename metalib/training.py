@@ -29,7 +29,7 @@ from metalib.parts import add_lora
 from metalib.processes import anywhere, from_main, refuse_differences, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
-from metalib.weights import CHUNK, Kept, OuterStep, Weights
+from metalib.weights import Kept, OuterStep, Weights, pieces
 
 log = logging.getLogger("metalib")
 PIECE = 2**24  # numbers that are summed over the processes in one call
@@ -129,7 +129,7 @@ def sum_directions(
         direction, met = learner.direction(reviews, task, (sampler.seed, task.index))
         if direction.shape != (size,):
             raise MetalibError(f"{learner.name}: its direction has the shape {tuple(direction.shape)}, not ({size},)")
-        for part, more in zip(total[:size].split(CHUNK), direction.split(CHUNK), strict=True):
+        for part, more in zip(pieces(total[:size]), pieces(direction), strict=True):
             part += more  # in pieces: a float64 copy of the whole would be twice θ
         learner.weights.give_back(direction)
         losses[place, 0] = met[0]

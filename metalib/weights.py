@@ -12,7 +12,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from metalib.errors import MetalibError
 
-CHUNK = 2**18  # numbers that are worked on at a time: a copy of all would cost memory, and so many stay in the cache
+CHUNK = 2**18  # numbers that a CPU works on at a time: they stay in its cache
+
+
+def pieces(vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A vector, cut up to be worked on piece by piece: to copy all of it would cost memory."""
+    return vector.split(CHUNK if vector.device.type == "cpu" else 2**24)
 
 
 class Weights:
@@ -63,7 +68,7 @@ class Weights:
 
     def exchange(self, point: torch.Tensor) -> None:
         """Put the weights back to `point` (P,), in whose place the displacement from there to here is left."""
-        for here, there in zip(self.flat.split(CHUNK), point.split(CHUNK), strict=True):
+        for here, there in zip(pieces(self.flat), pieces(point), strict=True):
             before = there.clone()
             torch.sub(here, before, out=there)
             here.copy_(before)
@@ -110,7 +115,7 @@ class OuterStep:
     def __call__(self, direction: torch.Tensor, epsilon: float) -> None:
         """Take one step along `direction` (P,), a float64 mean over the tasks of the meta-batch."""
         if self.adam is None:
-            for theta, change in zip(self.weights.flat.split(CHUNK), direction.split(CHUNK), strict=True):
+            for theta, change in zip(pieces(self.weights.flat), pieces(direction), strict=True):
                 theta.copy_(theta.to(change.dtype) + epsilon * change)
         else:
             self.weights.grad.copy_(-direction)

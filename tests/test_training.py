@@ -60,7 +60,6 @@ def test_epsilon_1_with_one_task_gives_phi(bench, config, tmp_path):
 def test_a_meta_step_takes_three_vectors_beside_its_inner_loops_however_many_tasks(bench, config, monkeypatch, tasks):
     """θ, which becomes the displacement, and their sum in float64."""
     monkeypatch.setattr("metalib.weights.CHUNK", 1000)
-    monkeypatch.setattr("metalib.training.CHUNK", 1000)
     layer = nn.Linear(1000, 300)
     weights = Weights(layer)
     learner = Reptile(layer, weights, config.training_loop(), config.adaptation_loop())
