@@ -39,6 +39,8 @@ class Evaluate:
 
     folder: tyro.conf.Positional[Path]
     """The run folder."""
+    data: str | None = None
+    """Where the run's reviews are now; none = where they were."""
 
 
 @dataclass
@@ -200,7 +202,7 @@ def carry_out(asked: Asked) -> str:
         tables = (folder / "tuning.md").read_text(encoding="utf-8") if is_main() else ""
     else:
         with no_loading_bars():
-            folder = runs.evaluate(asked.folder) if isinstance(asked, Evaluate) else runs.train(asked.settings)
+            folder = runs.evaluate(**vars(asked)) if isinstance(asked, Evaluate) else runs.train(asked.settings)
         tables = report.summary(folder) if is_main() else ""
     return f"{tables}\nEverything is in {folder}"
 

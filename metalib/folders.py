@@ -50,21 +50,36 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
             raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
         if not (folder / "config.yaml").exists():
             raise BadInput(f"--out {str(folder)!r} is no run folder: it holds no config.yaml — name another")
-        refuse_other_settings(folder, config)
+        refuse_other_settings(folder, config, () if prefix else ("data",))  # a run knows its reviews by their hash
     return folder
 
 
-def refuse_other_settings(folder: Path, config: Config) -> None:
-    """Raise BadInput where the folder was started with other settings than these."""
+def refuse_other_settings(folder: Path, config: Config, free: tuple[str, ...] = ()) -> None:
+    """Raise BadInput where the folder was started with other settings than these, but for `FREE` and `free`."""
     if not (folder / "config.yaml").exists():
         return
     before, now = asdict(read_config(folder / "config.yaml")), asdict(config)
     for key in before:
-        if before[key] != now[key] and key not in FREE:
+        if before[key] != now[key] and key not in (*FREE, *free):
             raise BadInput(
                 f"{str(folder)!r} was started with {key}={before[key]!r}, not {now[key]!r} — "
                 "resume with the same settings, or name another --out"
             )
+
+
+def refuse_other_reviews(folder: Path, reviews: str) -> None:
+    """Raise BadInput where the learner's folder says in its `metrics.jsonl` that it was trained with others.
+
+    reviews: hash of those at hand (`hash_reviews`). A folder that says nothing is let pass.
+    """
+    try:
+        with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+            before = json.loads(file.readline())["reviews"]
+    except (OSError, ValueError, KeyError, TypeError):  # not begun, or broken, which is told where it is read
+        return
+    if before != reviews:
+        raise BadInput(f"{str(folder)!r} was made with other reviews than these — give it the same data, or train "
+                       "anew with another --out")  # fmt: skip
 
 
 def start_folder(folder: Path, config: Config) -> None:

@@ -66,7 +66,8 @@ def load_reviews(source: str | Path | World = "world") -> Dataset:
         path = download(name, BLOB_IDS.get(name))
         name = f"{name} (kept in {path}: delete that file to download it again)"
     else:
-        path = find_path(name, "Other sources are 'world', 'amazon' and http(s) URLs")
+        path = find_path(name, "Other sources are 'world', 'amazon' and http(s) URLs; where a run's file was "
+                               "moved, say where with --data")  # fmt: skip
         if path.is_dir():
             return _to_dataset(read_arsc_folder(path, name), name)
         extension = extension_of(name, READERS)

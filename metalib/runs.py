@@ -15,7 +15,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 
 from metalib import __version__, report
-from metalib.checkpoint import load_checkpoint, read_lines
+from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config
 from metalib.errors import BadInput, MetalibError
 from metalib.evaluation import Episodes, compare, constant_predictions, curve, predict_episodes, summarise
@@ -23,8 +23,8 @@ from metalib.folders import choose_folder, learner_folder, log_to, read_json, st
 from metalib.learners import Learner, MetricLearner
 from metalib.processes import anywhere, check_restarts, describe, make_accelerator, restarts, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
-from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
-from metalib.training import Workbench, meta_train, prepare, refuse_other_reviews, training_tasks
+from metalib.tasks import TaskSampler, hash_tasks
+from metalib.training import Workbench, check_reviews, meta_train, prepare, training_tasks
 from metalib.world import World
 
 log = logging.getLogger("metalib")
@@ -89,6 +89,7 @@ def train(config: Config) -> Path:
         splits = load_splits(config)
     test_episodes(config, splits)  # before the work
     bench = prepare(config, splits, accelerator)
+    check_reviews(bench, folder)
     if accelerator.is_main_process:
         start_folder(folder, config)
     if config.trackers:
@@ -193,13 +194,7 @@ def predict_all(
         steps = curve_marks(config.adapt_steps) if marks else [config.adapt_steps]
         words = f"Testing {name}" if shots is None else f"Testing {name}, {shots} shots"
         predictions[name] = predict_episodes(
-            bench.learner(config),
-            bench.reviews["test"],
-            episodes,
-            steps,
-            config.split_seed,
-            bench.accelerator,
-            words,
+            bench.learner(config), bench.reviews["test"], episodes, steps, config.split_seed, bench.accelerator, words
         )
     return predictions
 
@@ -276,17 +271,23 @@ def shot_curve(bench: Workbench, thetas: dict[str, torch.Tensor]) -> dict[str, A
     return result
 
 
-def evaluate(folder: str | Path) -> Path:
-    """Test a finished run again, draw the curves that cost more (accuracy against shots), write the report anew."""
+def evaluate(folder: str | Path, data: str | None = None) -> Path:
+    """Test a finished run again, draw the curves that cost more (accuracy against shots), write the report anew.
+
+    data: where the run's reviews are now, if not where they were.
+
+    Raises:
+        BadInput: it is no finished run, or was trained with other reviews.
+    """
     folder = Path(folder)
     config = read_run(folder)
+    config = replace(config, data=data or config.data)
     accelerator = make_accelerator()
     with accelerator.main_process_first():
         splits = load_splits(config)
     bench = prepare(config, splits, accelerator)
     thetas = load_thetas(bench, folder)
-    reviews = hash_reviews(splits.train, splits.validation)
-    refuse_other_reviews(folder, read_lines(folder / "metrics.jsonl", 0), reviews)
+    check_reviews(bench, folder)
     with log_to(folder, accelerator):
         test(bench, thetas, folder)
         shots = shot_curve(bench, thetas)

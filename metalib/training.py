@@ -22,7 +22,7 @@ from metalib.checkpoint import append_line, read_checkpoint, read_lines, save_ch
 from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, curve, predict_episodes
-from metalib.folders import FREE
+from metalib.folders import FREE, learner_folder, refuse_other_reviews
 from metalib.learners import LEARNERS, Learner
 from metalib.models import TokenizedReviews, load_model, seeded
 from metalib.parts import add_lora
@@ -82,6 +82,13 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
     same = [(key, value) for key, value in vars(config).items() if key not in (*FREE, "data", "model")]
     refuse_differences(accelerator, repr((same, len(weights), hash_reviews(*parts.values()))).encode())
     return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
+
+
+def check_reviews(bench: Workbench, folder: Path) -> None:
+    """Raise BadInput where a learner in the run's folder was trained with other reviews than those of the bench."""
+    reviews = hash_reviews(bench.splits.train, bench.splits.validation)
+    for name in (*bench.config.baselines, bench.config.learner):
+        refuse_other_reviews(learner_folder(folder, bench.config, name), reviews)
 
 
 def extend_model(model: PreTrainedModel, config: Config) -> None:
@@ -235,13 +242,6 @@ def annealed(config: Config, kind: str, step: int) -> float:
     return first + (last - first) * step / max(config.meta_steps - 1, 1)
 
 
-def refuse_other_reviews(folder: Path, lines: list[str], reviews: str) -> None:
-    """Raise BadInput where the first line of `metrics.jsonl` has another hash of the reviews trained with."""
-    if lines and json.loads(lines[0]).get("reviews") != reviews:
-        raise BadInput(f"{str(folder)!r} was made with other reviews than these — give it the same data, or train "
-                       "anew with another --out")  # fmt: skip
-
-
 def resume_from(
     folder: Path, outer_step: OuterStep, accelerator: Accelerator, reviews: str
 ) -> tuple[int, list[str]]:
@@ -261,7 +261,7 @@ def resume_from(
         try:
             found = read_checkpoint(folder / "checkpoint")
             lines = read_lines(folder / "metrics.jsonl", None if found is None else found[0])
-            refuse_other_reviews(folder, lines, reviews)
+            refuse_other_reviews(folder, reviews)
             if found is not None:
                 facts["done"], content = found
         except MetalibError as error:

@@ -304,11 +304,22 @@ def test_a_run_is_neither_tested_nor_resumed_on_other_reviews(
     changed = next(record for record in records if record["domain"] == domain)
     changed["text"] += " light"
     (tmp_path / "reviews.json").write_text(json.dumps(records))
-    write_config(replace(read_config(copy / "config.yaml"), data=str(tmp_path / "reviews.json")), copy / "config.yaml")
     for words in (["evaluate", str(copy)], ["train", "--out", str(copy), "--resume"]):
-        assert main(words) == 2
+        assert main([*words, "--data", str(tmp_path / "reviews.json")]) == 2
         assert "was made with other reviews than these — give it the same data" in capsys.readouterr().err
     assert contents(copy) == before
+
+
+def test_a_runs_reviews_may_be_moved(place: Path, copy: Path, tmp_path: Path, capsys: Any) -> None:
+    settings, here = read_config(copy / "config.yaml"), str(tmp_path / "moved.json")
+    write_config(replace(settings, data="gone.json"), copy / "config.yaml")
+    shutil.copy(place / "reviews.json", here)
+    for words in (["evaluate", str(copy)], ["train", "--out", str(copy), "--resume"]):
+        assert main(words) == 2
+        assert "say where with --data" in capsys.readouterr().err
+        assert main([*words, "--data", here]) == 0
+    assert read_config(copy / "config.yaml") == replace(settings, data=here, out=str(copy), resume=True)
+    assert main(["train", "--out", str(copy), "--resume"]) == 0
 
 
 def test_other_test_reviews_are_told_of(place: Path, copy: Path, tmp_path: Path, capsys: Any) -> None:
