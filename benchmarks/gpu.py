@@ -114,7 +114,7 @@ def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[
     tasks = [pair.sampler[index] for index in range(GROUPS * max(at_a_time))]
     work, tokens, words = np.array([numbers(task) for task in tasks]).T
     most, real = 256 * -(-int(words.max()) // 256), float(tokens.mean() / 5)
-    facts = {"model": size, "batch": batch, "max_length": max_length, "tokens": real}
+    facts = {"model": size, "batch": batch, "max_length": max_length}
     one = [pair.direction(task).clone() for task in tasks[:2]]
     exact = Stack(bench, 2, loop, most, torch.float32)
     found = exact.directions(tasks[:2])
@@ -132,6 +132,7 @@ def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[
         done = [float(work[i * count : (i + 1) * count].sum()) for i in range(GROUPS)]
         peak = product_rate(bench, count, int(real))
         rows.append({**facts, "way": way, "at_a_time": count, "difference": difference, **more,
+                     "tokens": float(tokens[: GROUPS * count].mean() / 5),
                      "tasks_per_second": spread([count / each for each in seconds]), "matrix_tflops": peak / 1e12,
                      "share": spread([w / each / peak for w, each in zip(done, seconds, strict=True)]),
                      "ratio": spread([float(np.median(plain)) * count / each for each in seconds]),

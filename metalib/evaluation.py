@@ -95,8 +95,9 @@ def interval(values: np.ndarray, episodes: Episodes, level: float = 0.95) -> dic
     """Mean of per-episode values (episodes,) over the domains, and its 95% interval (or that of another `level`).
 
     In each domain the variance of the mean over J episodes is (1/J + ρ/(1 − ρ)) · s², the corrected resampled t-test of
-    Nadeau & Bengio (2003, §3), where ρ, the correlation of two episodes, is estimated by the share of the domain's
-    reviews in one query set. With support and query sets that use up the pool this is their 1/J + n_query/n_support.
+    Nadeau & Bengio (2003, §3), where ρ, the correlation of two episodes, is estimated by the share of a class's reviews
+    in one query set, averaged over the classes. Where support and query sets use up the pool this is their
+    1/J + n_query/n_support.
     Domains count alike; their variances add, with Welch and Satterthwaite's degrees of freedom.
     """
     of_domain = np.asarray([task.domain for task in episodes.tasks])

@@ -79,7 +79,7 @@ class TaskSampler:
         )
 
     def query_share(self, domain: str) -> float:
-        """Share of the domain's reviews, per class, that one query set takes: how much two episodes overlap."""
+        """Share of a class's reviews in one query set, averaged over the classes: how much two episodes overlap."""
         return float(np.mean([self.queries / len(rows) for rows in self.pools[domain]]))
 
 

@@ -135,7 +135,7 @@ def course_folder(bench: Workbench, name: str) -> Path:
     config = replace(bench.config.for_learner(name), baselines=())
     theta, _ = course_run(bench, name)
     folder = course_path(bench, name)
-    start_folder(folder, config)
+    start_folder(folder, replace(config, resume=True))  # it may stand there from the last time
     learner = trained_learner(replace(bench, config=config), {name: theta})
     learner.save(folder / "model")
     bench.tokenizer.save_pretrained(folder / "model")

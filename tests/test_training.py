@@ -22,6 +22,7 @@ from metalib.weights import Kept, Weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
 
+import teaching
 from teaching import peak_memory
 
 
@@ -264,3 +265,12 @@ def test_a_direction_of_another_shape_is_named(bench, config, monkeypatch):
     size = len(bench.weights)
     with pytest.raises(MetalibError, match=rf"reptile: its direction has the shape \(5,\), not \({size},\)"):
         sum_directions(learner, bench.reviews["train"], sampler, 2, 0, bench.accelerator)
+
+
+def test_a_notebook_finds_the_run_that_it_left_the_last_time(bench, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "course_path", lambda *_: tmp_path)
+    left = []
+    for _ in range(2):
+        assert teaching.course_folder(replace(bench, config=replace(config, meta_steps=1)), "reptile") == tmp_path
+        left.append({path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()})
+    assert left[0] == left[1] and {"config.yaml", "metrics.jsonl", "model.safetensors"} <= left[0].keys()
