@@ -151,7 +151,7 @@ def parse(words: Sequence[str]) -> Asked:
             return asked
         file, out = asked.file, asked.settings.out
         if file is None and asked.settings.resume and out:
-            file = Path(out) / "config.yaml"
+            file = Path(out).expanduser() / "config.yaml"
             if not file.exists():
                 raise BadInput(f"there is no run in {out!r} that could go on — {alike(Path(out))}leave --resume out, "
                                "or name the YAML file, to start one")  # fmt: skip

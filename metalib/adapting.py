@@ -79,7 +79,7 @@ def adapt(
         BadInput: before anything is written: an unfinished run, data that cannot be used, a folder that is there.
         NotFinite: the weights became NaN or infinite.
     """
-    run, out = Path(run), Path(out)
+    run, out = Path(run).expanduser(), Path(out).expanduser()
     name = Path(data).name if isinstance(data, str | Path) else "the examples"
     refuse_existing(out)
     for setting, number, least in (("shots", shots, 1), ("seed", seed, 0)):
@@ -92,15 +92,15 @@ def adapt(
     check_counts(examples, shots, name)
     start = open_run(run, theta, examples.features["label"].names, seed, config)
     reviews = tokenise(examples, start)
+    learn, rest = draw(reviews.labels, shots, seed)
     with new_folder(out) as folder:
-        learn, rest = draw(reviews.labels, shots, seed)
         tests = measure(run, start, reviews, examples["text"][:], learn, rest, seed)
         start.learner.fit(reviews, learn, (seed,))
         if not torch.isfinite(start.learner.weights.flat).all():
             raise NotFinite(f"the weights are not finite after adapting with adapt_lr={start.config.adapt_lr:g} — "
                             "give a lower adapt_lr")  # fmt: skip
-        facts = {"run": run.resolve().name, "data": name, "seed": seed, "shots": shots, "fresh_head": start.is_fresh}
-        write(folder, start, {**facts, "examples": count(reviews.labels[learn], start.names), **tests})
+        facts = {"run": run.resolve().name, "data": name, "seed": int(seed), "shots": shots and int(shots), **tests}
+        write(folder, start, dict(facts, fresh_head=start.is_fresh, examples=count(reviews.labels[learn], start.names)))
     return out
 
 

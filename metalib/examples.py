@@ -49,7 +49,7 @@ def load_examples(data: str | Path | Dataset, text_column: str = "text", label_c
     if doubles := len(records) - len(kept):
         log.warning("%s: dropped %d examples whose text came earlier", name, doubles)
     labels = [label for label, _ in kept.values()]
-    if all(re.fullmatch(r"-?\d{1,18}\.0", label) for label in labels):  # whole numbers, as pandas writes them
+    if all(re.fullmatch(r"-?\d{1,18}(\.0)?", label) for label in labels):  # whole numbers; pandas writes 1.0
         labels = [label.removesuffix(".0") for label in labels]
     classes = _class_names(labels, label_column, name)
     if isinstance(data, Dataset) and isinstance(kind := data.features[label_column], ClassLabel):

@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from metalib.checkpoint import write_atomically
-from metalib.config import Config, read_config, write_config
+from metalib.config import Config, parse_assignments, read_config, write_config
 from metalib.errors import BadInput, MetalibError
+from metalib.learners import LEARNERS
 from metalib.processes import from_main
 
 log = logging.getLogger("metalib")
@@ -41,7 +42,8 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     """
     if config.resume and config.out is None:
         raise BadInput("--resume needs --out: name the folder of the run that is to go on")
-    folder = Path(from_main(accelerator, (config.out or str(next_free_folder(config, prefix))).encode()).decode())
+    name = config.out or str(next_free_folder(config, prefix))
+    folder = Path(from_main(accelerator, name.encode()).decode()).expanduser()
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
     begun = [file for file in folder.iterdir() if file.name != "config.yaml.new"] if folder.is_dir() else []
@@ -50,7 +52,11 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
             raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
         if not (folder / "config.yaml").exists():
             raise BadInput(f"--out {str(folder)!r} is no run folder: it holds no config.yaml — name another")
-        refuse_other_settings(folder, config, () if prefix else ("data",))  # a run knows its reviews by their hash
+        refuse_other_settings(folder, config, ("data",))  # a run knows its reviews by their hash
+    named = {key.partition(".")[0] for key in parse_assignments(config.own, "own")}
+    named |= {name for name in ("joint", "finetuned") if getattr(config, name)}
+    for name in sorted((named & LEARNERS.keys()) - {config.learner, *config.baselines}):
+        log.warning("%s has settings of its own, but is not among the learners of this run", name)
     return folder
 
 
@@ -67,17 +73,18 @@ def refuse_other_settings(folder: Path, config: Config, free: tuple[str, ...] = 
             )
 
 
-def refuse_other_reviews(folder: Path, reviews: str) -> None:
-    """Raise BadInput where the learner's folder says in its `metrics.jsonl` that it was trained with others.
-
-    reviews: hash of those at hand (`hash_reviews`). A folder that says nothing is let pass.
-    """
+def trained_with(folder: Path) -> str | None:
+    """Hash of the reviews that a learner's folder was trained with, by its `metrics.jsonl`; None where it says none."""
     try:
         with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-            before = json.loads(file.readline())["reviews"]
+            return str(json.loads(file.readline())["reviews"])
     except (OSError, ValueError, KeyError, TypeError):  # not begun, or broken, which is told where it is read
-        return
-    if before != reviews:
+        return None
+
+
+def refuse_other_reviews(folder: Path, reviews: str) -> None:
+    """Raise BadInput where the learner's folder was trained with other reviews than these, named by their hash."""
+    if trained_with(folder) not in (None, reviews):
         raise BadInput(f"{str(folder)!r} was made with other reviews than these — give it the same data, or train "
                        "anew with another --out")  # fmt: skip
 

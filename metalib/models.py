@@ -129,29 +129,32 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, place = transformers.logging.get_verbosity(), os.path.expanduser(name)
     transformers.logging.set_verbosity_error()  # a new classifier head is what is wanted: no warning about it
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            ignore_mismatched_sizes=not (Path(name) / "metalib.json").exists(), **heads,
+            place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=not (Path(place) / "metalib.json").exists(), **heads,
         )  # weights that are pickles, and code that comes with a model, are refused  # fmt: skip
         if found["mismatched_keys"]:
             log.info("model %r: its head is for other classes, and a new one takes its place", name)
     except Exception as error:  # the hub, the disk and the file formats all raise their own
         what = (
             "the folder cannot be opened as a model"
-            if Path(name).is_dir()
+            if Path(place).is_dir()
             else "no such folder, and it cannot be had from the hub"
         )
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(
-            f"model {name!r}: {what}{offline}: {reason} — give the path of a downloaded checkpoint, or --model tiny"
+            f"model {name!r}: {what}{offline}: {reason} — give the path of a downloaded checkpoint, or --model tiny "
+            "(for a run whose checkpoint was moved: correct `model` in its config.yaml)"
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what Transformers makes where no vocabulary lies
+        raise BadInput(f"model {name!r}: its tokenizer knows no word — its tokenizer.json, or vocabulary, is missing")
     if tokenizer.pad_token_id is None:
         raise BadInput(f"model {name!r}: its tokenizer has no padding token, so texts cannot share a batch — set one")
     if model.config.pad_token_id is None:

@@ -22,7 +22,7 @@ from metalib.plots import label, phase_diagram, plt
 from metalib.processes import from_main, make_accelerator
 from metalib.report import percent, table
 from metalib.runs import load_splits, predict_all, test_episodes, train_learners
-from metalib.training import Workbench, prepare
+from metalib.training import Workbench, check_reviews, prepare
 
 METRIC = "balanced_accuracy"
 Cell = dict[str, Any]
@@ -68,14 +68,14 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
     accelerator = make_accelerator()
     folder = choose_folder(config, accelerator, "phase-")
     for name, world in trainings:
-        refuse_other_settings(folder / name, world)
+        refuse_other_settings(folder / name, world, () if "data" in grid else ("data",))
     cells = finished_cells(folder / "phase.json", grid, accelerator)
     done = {(cell["world"], cell["shots"]) for cell in cells}
-    for name, world in trainings:  # are there reviews enough? Before the work
-        if any((name, count) not in done for count in shots):
-            with accelerator.main_process_first():
-                splits = load_splits(world)
-            test_episodes(replace(world, shots=max(shots)), splits)
+    for name, world in trainings:  # are there reviews enough, and those of before? Before the work
+        with accelerator.main_process_first():
+            splits = load_splits(world)
+        test_episodes(replace(world, shots=max(shots)), splits)
+        check_reviews(world, splits, folder / name)
     if accelerator.is_main_process:
         start_folder(folder, config)
     accelerator.wait_for_everyone()

@@ -81,7 +81,7 @@ def predict(folder: str | Path, texts: str | Sequence[str]) -> Iterator[dict[str
             raise BadInput(f"text {number} is {text!r} — give a text that is not empty")
         if any("\ud800" <= sign <= "\udfff" for sign in text):
             raise BadInput(f"text {number} holds bytes that are not UTF-8 — save it as UTF-8")
-    return open_model(Path(folder)).lines(texts)
+    return open_model(Path(folder).expanduser()).lines(texts)
 
 
 def open_model(folder: Path) -> TextClassifier:

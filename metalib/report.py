@@ -13,7 +13,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS
-from metalib.folders import FREE, read_json
+from metalib.folders import FREE, read_json, trained_with
 from metalib.learners import Learner
 
 Clean = Callable[[object], str]
@@ -117,6 +117,11 @@ def over_seeds(folders: Sequence[Path]) -> str:
         if not (folder / "evaluation.json").exists():
             raise BadInput(f"{str(folder)!r} holds no evaluation.json — name folders of finished runs")
     runs = [read_json(folder / "evaluation.json") for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if not isinstance(run.get("episodes"), dict) or not {"methods", "paired"} <= run.keys():
+            raise BadInput(f"{str(folder)!r}: its evaluation.json is not whole — `metalib evaluate` makes it again")
+    if len({trained_with(folder) for folder in folders}) > 1:
+        raise BadInput("the runs were trained on different reviews and cannot be put into one table")
     configs = [read_config(folder / "config.yaml") for folder in folders]
     seeds = [config.seed for config in configs]
     if len(set(seeds)) < len(seeds):

@@ -89,7 +89,7 @@ def train(config: Config) -> Path:
         splits = load_splits(config)
     test_episodes(config, splits)  # before the work
     bench = prepare(config, splits, accelerator)
-    check_reviews(bench, folder)
+    check_reviews(config, splits, folder)
     if accelerator.is_main_process:
         start_folder(folder, config)
     if config.trackers:
@@ -123,7 +123,8 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def train_learners(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
     """Train the baselines and the learner; name → its trained θ (P,), in the order of the tables."""
     thetas: dict[str, torch.Tensor] = {}
-    for name in [*(name for name in bench.config.baselines if name != bench.config.learner), bench.config.learner]:
+    baselines = dict.fromkeys(name for name in bench.config.baselines if name != bench.config.learner)
+    for name in (*baselines, bench.config.learner):
         config = bench.config.for_learner(name)
 
         def track(line: dict[str, Any], name: str = name) -> None:
@@ -279,7 +280,7 @@ def evaluate(folder: str | Path, data: str | None = None) -> Path:
     Raises:
         BadInput: it is no finished run, or was trained with other reviews.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config = read_run(folder)
     config = replace(config, data=data or config.data)
     accelerator = make_accelerator()
@@ -287,7 +288,7 @@ def evaluate(folder: str | Path, data: str | None = None) -> Path:
         splits = load_splits(config)
     bench = prepare(config, splits, accelerator)
     thetas = load_thetas(bench, folder)
-    check_reviews(bench, folder)
+    check_reviews(config, splits, folder)
     with log_to(folder, accelerator):
         test(bench, thetas, folder)
         shots = shot_curve(bench, thetas)

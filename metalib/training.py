@@ -84,11 +84,11 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
     return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
 
 
-def check_reviews(bench: Workbench, folder: Path) -> None:
-    """Raise BadInput where a learner in the run's folder was trained with other reviews than those of the bench."""
-    reviews = hash_reviews(bench.splits.train, bench.splits.validation)
-    for name in (*bench.config.baselines, bench.config.learner):
-        refuse_other_reviews(learner_folder(folder, bench.config, name), reviews)
+def check_reviews(config: Config, splits: Splits, folder: Path) -> None:
+    """Raise BadInput where a learner in the run's folder was trained with other reviews than these."""
+    reviews = hash_reviews(splits.train, splits.validation)
+    for name in (*config.baselines, config.learner):
+        refuse_other_reviews(learner_folder(folder, config, name), reviews)
 
 
 def extend_model(model: PreTrainedModel, config: Config) -> None:

@@ -27,10 +27,12 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
     """`["inner_lr=1e-4,3e-4", "meta_batch=5"]` → each setting with the values to try.
 
     Raises:
-        BadInput: an entry that is not `setting=value,value`.
+        BadInput: an entry that is not `setting=value,value`, or a setting that comes twice.
     """
     values = {name: text.split(",") for name, text in parse_assignments(texts, "--grid").items()}
     grid = {name: [value.strip() for value in row if value.strip()] for name, row in values.items()}
+    if len(grid) < len(texts):
+        raise BadInput(f"--grid {' '.join(texts)}: a setting comes twice — give all its values at once, with commas")
     if not grid or not all(grid.values()):
         raise BadInput("nothing to try — give at least one --grid setting=value,value,…")
     return grid
@@ -64,7 +66,8 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
     accelerator = make_accelerator()
     folder = choose_folder(config, accelerator, "tune-")
     for number, (_, candidate) in enumerate(candidates):
-        refuse_other_settings(folder / f"{number:03d}", candidate)  # resumed with another grid
+        free = () if "data" in grid else ("data",)
+        refuse_other_settings(folder / f"{number:03d}", candidate, free)  # resumed with another grid
         with accelerator.main_process_first():
             load_splits(candidate)
     if accelerator.is_main_process:

@@ -100,6 +100,12 @@ def test_class_names_are_the_sorted_labels(tmp_path: Path, extension: str, label
     assert plain(examples) == [(record["text"], str(record["label"])) for record in records]
 
 
+def test_a_label_is_the_same_class_with_and_without_its_point(tmp_path: Path) -> None:
+    records = [{"text": f"text {n}", "label": label} for n, label in enumerate(["1", "0", "0.0", "1.0"])]
+    examples = load_examples(write(tmp_path / "mine.csv", records))
+    assert examples.features["label"].names == ["0", "1"] and examples["label"][:] == [1, 0, 0, 1]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])

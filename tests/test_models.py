@@ -177,6 +177,19 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, offline):
     assert str(tmp_path) in str(error.value)
 
 
+def test_a_tokenizer_without_its_vocabulary_is_refused(bench, tmp_path):
+    folder = save_checkpoint("bert", bench, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BadInput, match=r"its tokenizer knows no word — its tokenizer\.json, or vocabulary, is missing"):
+        load_model(str(folder), TEXTS, LABELS)
+
+
+def test_a_checkpoint_is_found_in_the_home_folder(bench, tmp_path, monkeypatch):
+    save_checkpoint("bert", bench, tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_model("~/mine", TEXTS, LABELS, max_length=16)[0].config.model_type == "bert"
+
+
 def test_texts_longer_than_the_model_reads_are_refused(bench, tmp_path):
     folder = save_checkpoint("bert", bench, tmp_path)  # its tokenizer says 48
     load_model(str(folder), [], LABELS, max_length=48)

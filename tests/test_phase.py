@@ -208,6 +208,24 @@ def test_with_resume_only_missing_cells_are_made_and_they_are_the_same(
     assert read_cells(finished / "phase.json") == before
 
 
+def test_a_grid_is_not_finished_with_other_reviews(finished: Path, settings: Config, trained: Trained) -> None:
+    file = Path(settings.data)
+    whole = file.read_text()
+    records = json.loads(whole)
+    next(record for record in records if record["domain"] not in settings.test_domains)["text"] += " light"
+    file.write_text(json.dumps(records))
+    try:
+        with pytest.raises(BadInput, match="made with other reviews than these"):
+            phase(replace(settings, resume=True), GRID)
+    finally:
+        file.write_text(whole)
+    moved = file.with_name("moved.json")
+    moved.write_text(whole)
+    phase(replace(settings, resume=True, data=str(moved)), GRID)
+    assert trained == []
+    phase(replace(settings, resume=True), GRID)
+
+
 def test_a_run_without_resume_leaves_a_finished_one_alone(finished: Path, settings: Config, trained: Trained) -> None:
     with pytest.raises(BadInput, match="--resume"):
         phase(settings, GRID)

@@ -92,6 +92,22 @@ def test_runs_that_differ_in_more_than_their_seed_are_not_put_into_one_table(tmp
         over_seeds(folders)
 
 
+def test_runs_trained_on_different_reviews_are_not_put_into_one_table(tmp_path: Path) -> None:
+    folders = [a_run(tmp_path / "a", 3, 0.8, 0.5), a_run(tmp_path / "b", 4, 0.9, 0.5)]
+    for folder in folders:
+        (folder / "metrics.jsonl").write_text(json.dumps({"meta_step": 0, "reviews": folder.name}))
+    with pytest.raises(BadInput, match="trained on different reviews"):
+        over_seeds(folders)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"episodes": null}', '{"episodes": {}}'])
+def test_an_evaluation_of_another_shape_is_named(tmp_path: Path, content: str) -> None:
+    folders = [a_run(tmp_path / "a", 3, 0.8, 0.5), a_run(tmp_path / "b", 4, 0.9, 0.5)]
+    (folders[1] / "evaluation.json").write_text(content)
+    with pytest.raises(BadInput, match=r"b': its evaluation.json is not whole — `metalib evaluate` makes it again"):
+        over_seeds(folders)
+
+
 # Figures
 
 

@@ -310,6 +310,24 @@ def test_a_run_is_neither_tested_nor_resumed_on_other_reviews(
     assert contents(copy) == before
 
 
+def test_settings_of_a_learner_that_is_not_in_the_run_are_told_of(copy: Path, capsys: Any) -> None:
+    settings = read_config(copy / "config.yaml")
+    write_config(replace(settings, own=("maml.inner_lr=0.1", "reptile.inner_lr=0.1")), copy / "config.yaml")
+    assert main(["train", "--out", str(copy), "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert "maml has settings of its own, but is not among the learners of this run" in told
+    assert "reptile has" not in told
+
+
+def test_the_home_folder_is_found(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(place)
+    shutil.copytree(place / "run", tmp_path / "run")
+    assert main(["evaluate", "~/run"]) == 0
+    assert main(["train", "--out=~/run", "--resume"]) == 0
+    assert not (place / "~").exists()
+
+
 def test_a_runs_reviews_may_be_moved(place: Path, copy: Path, tmp_path: Path, capsys: Any) -> None:
     settings, here = read_config(copy / "config.yaml"), str(tmp_path / "moved.json")
     write_config(replace(settings, data="gone.json"), copy / "config.yaml")

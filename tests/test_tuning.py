@@ -113,6 +113,11 @@ def test_grids_are_read_from_words() -> None:
     assert parse_grid(["inner-lr=1e-4, 3e-4", "meta_batch=5"]) == {"inner_lr": ["1e-4", "3e-4"], "meta_batch": ["5"]}
 
 
+def test_a_setting_that_comes_twice_is_refused() -> None:
+    with pytest.raises(BadInput, match="comes twice — give all its values at once"):
+        parse_grid(["inner_lr=1e-3", "inner-lr=2e-3"])
+
+
 def test_own_settings_of_the_learner_hold_unless_the_grid_says_otherwise() -> None:
     config = Config(learner="joint", joint={"epsilon": 0.5, "adapt_lr": 0.25})
     ((_, first), (_, second)) = tuning.combinations(config, {"epsilon": ["0.1", "0.2"]})
