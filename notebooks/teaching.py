@@ -36,7 +36,8 @@ LIBRARY = Path(metalib.__file__).parent
 
 
 def setup() -> None:
-    """Figures of one size and sharpness; no progress bars."""
+    """Figures of one size and sharpness; no progress bars; one thread, so that numbers come out as they are printed."""
+    torch.set_num_threads(1)
     plt.rcParams.update({"figure.figsize": (8, 4), "figure.dpi": 90, "figure.constrained_layout.use": True})
     plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     datasets.disable_progress_bars()
