@@ -29,10 +29,9 @@ from metalib.parts import add_lora
 from metalib.processes import anywhere, from_main, refuse_differences, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
-from metalib.weights import Kept, OuterStep, Weights, pieces
+from metalib.weights import PIECE, Kept, OuterStep, Weights, pieces
 
 log = logging.getLogger("metalib")
-PIECE = 2**24  # numbers that are summed over the processes in one call
 
 
 @dataclass

@@ -65,8 +65,8 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
         raise BadInput("tuning scores settings on validation domains, and there are none — set validation_count")
     accelerator = make_accelerator()
     folder = choose_folder(config, accelerator, "tune-")
+    free = () if "data" in grid else ("data",)
     for number, (_, candidate) in enumerate(candidates):
-        free = () if "data" in grid else ("data",)
         refuse_other_settings(folder / f"{number:03d}", candidate, free)  # resumed with another grid
         with accelerator.main_process_first():
             load_splits(candidate)

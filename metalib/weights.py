@@ -13,11 +13,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from metalib.errors import MetalibError
 
 CHUNK = 2**18  # numbers that a CPU works on at a time: they stay in its cache
+PIECE = 2**24  # numbers that a GPU works on, or that are summed over the processes, in one call
 
 
 def pieces(vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A vector, cut up to be worked on piece by piece: to copy all of it would cost memory."""
-    return vector.split(CHUNK if vector.device.type == "cpu" else 2**24)
+    return vector.split(CHUNK if vector.device.type == "cpu" else PIECE)
 
 
 class Weights:
