@@ -38,7 +38,8 @@ at most.
 
 {rest}
 The share of the matrix rate hangs on the machine: the faster its products are beside its memory, the more all else
-weighs, and what is not forward or backward with it.
+weighs, and what is not forward or backward with it. The score that the plain way has after its tasks differs from run
+to run: rounding grows while it trains.
 
 ![Seconds against tasks, shots, inner steps and text length](lines.png)
 

@@ -22,7 +22,9 @@ def class_rows(labels: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
 def natural_splits(
     reviews: Dataset, domains: Sequence[str], count: int, support: int, query: int, seed: int = 0
 ) -> Episodes:
-    """The original's episodes: `support` reviews of a domain to learn from, `query` others; in both its class balance.
+    """The original's episodes: `support` reviews of a domain to learn from, `query` others.
+
+    In both the domain's class balance, where the original cuts blindly.
 
     `count` splits of each domain, in turn. Where a domain has more reviews than the two take, one lot of them is drawn
     and split again and again, as if there were no others.

@@ -1,5 +1,6 @@
 """The command line: `metalib train`, `evaluate`, `tune`, `phase`, `seeds`, `cost`, `adapt` and `predict`."""
 
+import errno
 import json
 import logging
 import os
@@ -114,7 +115,7 @@ class Adapt:
     seed: int = 0
     """Seed of the draw, of the folds of the cross-validation, of a new head and of the gradient steps."""
     adapt_steps: int | None = None
-    """Gradient steps on the examples; none = as in the run."""
+    """Gradient steps on the examples; none = as in the run, but enough to see each example once."""
     adapt_lr: float | None = None
     """Learning rate of these steps; none = as in the run."""
 
@@ -270,6 +271,11 @@ def main(words: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"metalib: {error} — see that it can be read and written, and that there is space", file=sys.stderr)
+        return MetalibError.exit_code
     except KeyboardInterrupt:
         if speaks:
             print("metalib: stopped; a run goes on from what it had saved with --resume", file=sys.stderr)

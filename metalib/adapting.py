@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from metalib import __version__
 from metalib.config import Config, make_config
 from metalib.errors import BadInput, NotFinite
 from metalib.estimates import Scores, cross_validate, results, test_rest
-from metalib.examples import load_examples
+from metalib.examples import check_counts, count, load_examples
 from metalib.folders import new_folder, read_json, refuse_existing, write_json
 from metalib.learners import LEARNERS, Learner, MetricLearner
 from metalib.models import TokenizedReviews, load_model, seeded
@@ -73,7 +73,8 @@ def adapt(
         shots: learn from so many examples of each class, drawn by the seed; the others are a test. None: from all.
         text_column, label_column: names of the columns of the text and of the label.
         seed: of the draw, of the folds, of a new head, and of the gradient steps.
-        adapt_steps, adapt_lr: number and learning rate of the gradient steps; None: as in the run.
+        adapt_steps, adapt_lr: number and learning rate of the gradient steps; None: as in the run, but at least as many
+            steps as it takes to see each example once.
 
     Raises:
         BadInput: before anything is written: an unfinished run, data that cannot be used, a folder that is there.
@@ -90,6 +91,8 @@ def adapt(
     theta = final_theta(run, settings, config.learner)
     examples = load_examples(data, text_column, label_column)
     check_counts(examples, shots, name)
+    rows = shots * len(examples.features["label"].names) if shots else len(examples)
+    config = see_all(config, rows, adapt_steps is not None)
     start = open_run(run, theta, examples.features["label"].names, seed, config)
     reviews = tokenise(examples, start)
     learn, rest = draw(reviews.labels, shots, seed)
@@ -112,22 +115,18 @@ def with_steps(config: Config, adapt_steps: int | None, adapt_lr: float | None) 
     return make_config({**asdict(config.for_learner(config.learner)), **given}, "adapt")
 
 
-def count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Class → how many examples it has."""
-    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
-
-
-def check_counts(examples: Dataset, shots: int | None, source: str) -> None:
-    """Raise BadInput for fewer than two classes, or a class with too few examples."""
-    counts = count(np.asarray(examples["label"][:], dtype=np.int64), examples.features["label"].names)
-    if len(counts) < 2:
-        raise BadInput(f"{source}: all examples are {', '.join(counts)} — give examples of at least two classes")
-    for name, number in counts.items():
-        if number < 2:
-            raise BadInput(f"{source}: class {name!r} has {number} example(s) — give at least 2, better 10")
-        if shots is not None and number < shots:
-            raise BadInput(f"{source}: class {name!r} has {number} examples; shots={shots} needs {shots} — lower it")
-    log.info("%s: %s", source, ", ".join(f"{number} {name}" for name, number in counts.items()))
+def see_all(config: Config, rows: int, is_given: bool) -> Config:
+    """The settings with steps enough to see each of so many examples once; with fewer and a warning where given so."""
+    needed = -(-rows // config.adapt_batch)
+    if issubclass(LEARNERS[config.learner], MetricLearner) or not 0 < config.adapt_steps < needed:
+        return config
+    if is_given:
+        log.warning("adapt_steps=%d of %d examples see %d of the %d", config.adapt_steps, config.adapt_batch,
+                    config.adapt_steps * config.adapt_batch, rows)  # fmt: skip
+        return config
+    log.info("%d gradient steps, not the run's %d, so that each of the %d examples is seen", needed,
+             config.adapt_steps, rows)  # fmt: skip
+    return replace(config, adapt_steps=needed)
 
 
 def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
@@ -140,12 +139,9 @@ def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
 
 
 def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int, config: Config) -> Start:
-    """The run's learner at θ (P,), with its settings `config`, for these classes.
-
-    With a new head where they are not those of the meta-training.
-    """
+    """The run's learner at θ (P,), with its own settings `config`; for other classes than its own, with a new head."""
     known = label_names(folder / "model")
-    model, tokenizer = load_trained(folder, config, known, theta)
+    model, tokenizer = load_trained(folder, read_run(folder), known, theta)
     order = order_of(names, known)
     if order is None:
         new_head(model, len(names), seed)
@@ -191,7 +187,7 @@ def new_head(model: PreTrainedModel, classes: int, seed: int) -> None:
     """Put a new last matrix of so many classes on the model, drawn as the model draws its own."""
     old = final_layer(model)
     name = next(name for name, module in model.named_modules() if module is old)
-    head = nn.Linear(old.in_features, classes)
+    head = nn.Linear(old.in_features, classes, bias=old.bias is not None)
     with seeded((seed, 3)):
         model._init_weights(head)
     model.set_submodule(name, head)

@@ -58,26 +58,11 @@ def parse_assignments(texts: Sequence[str], source: str) -> dict[str, str]:
     return {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
 
 
-OWN_SETTINGS = [
-    "meta_steps",
-    "meta_batch",
-    "train_shots",
-    "train_queries",
-    "inner_steps",
-    "inner_batch",
-    "inner_lr",
-    "inner_optimizer",
-    "inner_schedule",
-    "adapt",
-    "dropout",
-    "micro_batch",
-    "epsilon",
-    "epsilon_final",
-    "outer",
-    "adapt_steps",
-    "adapt_lr",
-    "adapt_batch",
-]  # what a baseline may have of its own; the rest is the run's
+OWN_SETTINGS = (  # what a baseline may have of its own; the rest is the run's
+    "meta_steps", "meta_batch", "train_shots", "train_queries", "inner_steps", "inner_batch", "inner_lr",
+    "inner_optimizer", "inner_schedule", "adapt", "dropout", "micro_batch", "epsilon", "epsilon_final", "outer",
+    "adapt_steps", "adapt_lr", "adapt_batch",
+)  # fmt: skip
 Names = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 Assignments = Annotated[tuple[str, ...], BeforeValidator(as_assignments)]
 
@@ -144,7 +129,8 @@ class Config:
     micro_batch: CountOrZero = 0
     """At most so many reviews per forward pass, for small memories; the result stays the same. 0 = no limit."""
     epsilon: NotNegative | None = None
-    """Outer step size ε; none = 1 where the outer optimiser is sgd, 1e-3 where it is adam."""
+    """Outer step size ε; none = 1 where the outer optimiser is sgd, 1e-3 where it is adam. As it is a share of the
+    way for the one and a learning rate for the other, a baseline with the other optimiser does not take it over."""
     epsilon_final: NotNegative | None = None
     """ε at the last meta-step, to which it goes in a straight line; none = a tenth of `epsilon`."""
     outer: Literal["auto", "sgd", "adam"] = "auto"
@@ -202,6 +188,16 @@ class Config:
         )  # fmt: skip
 
     @property
+    def learners(self) -> list[str]:
+        """The baselines and the run's learner, each once, in the order of the tables."""
+        return [*dict.fromkeys(name for name in self.baselines if name != self.learner), self.learner]
+
+    @property
+    def outer_kind(self) -> str:
+        """The outer optimiser: sgd or adam."""
+        return LEARNERS[self.learner].outer if self.outer == "auto" else self.outer
+
+    @property
     def query_rows(self) -> int:
         """Query reviews per class of a training task: none where the learner does not look at them."""
         return self.train_queries if LEARNERS[self.learner].uses_query else 0
@@ -224,7 +220,7 @@ class Config:
     def for_learner(self, name: str, classes: int = 2) -> "Config":
         """The settings with which this run trains and tests one of its learners: its own where given, else the run's.
 
-        A baseline gets as many review passes as the run's learner, unless its `meta_steps` is given.
+        A baseline gets as many review passes as the run's learner (`finetuned` has none), unless `meta_steps` is given.
         """
         source = f"the settings of {name}"
         own = self.own_settings(name)
@@ -233,13 +229,17 @@ class Config:
             if key not in OWN_SETTINGS:
                 raise BadInput(f"{source}: {key} is one for the whole run — set it there, not under {name}")
         LEARNERS[name].check(config.training_loop())
+        if name != self.learner and config.outer_kind != self.for_learner(self.learner).outer_kind:
+            first, last = (getattr(config, key) if key in own else None for key in ("epsilon", "epsilon_final"))
+            config = replace(config, epsilon=first, epsilon_final=last)
         if name == "finetuned":
             if config.meta_steps:
                 raise BadInput(f"{source}: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out")
-        elif name != self.learner and "meta_steps" not in own:
+        elif name != self.learner != "finetuned" and "meta_steps" not in own:
             main = self.for_learner(self.learner, classes)
             passes = main.meta_steps * main.passes_per_step(classes)
-            config = replace(config, meta_steps=max(1, round(passes / config.passes_per_step(classes))))
+            steps = max(round(passes / config.passes_per_step(classes)), min(main.meta_steps, 1))
+            config = replace(config, meta_steps=steps)
         return config
 
 

@@ -11,7 +11,7 @@ from transformers import AlbertConfig, AutoConfig, AutoModelForSequenceClassific
 
 from metalib.config import Config
 from metalib.errors import BadInput
-from metalib.models import freeze_lower_layers
+from metalib.parts import freeze_lower_layers
 from metalib.report import table
 
 SIZES: dict[str, PretrainedConfig] = {  # as published: Lan et al. 2020, table 1; Devlin et al. 2019, §3
@@ -56,22 +56,28 @@ def cost_of(name: str, config: Config) -> Cost:
     """Count a model's parameters and operations, without loading or making its weights.
 
     Raises:
-        BadInput: a name that is neither one of `SIZES` nor a checkpoint that can be opened.
+        BadInput: a name that is neither one of `SIZES` nor a checkpoint that can be opened, or settings that it cannot
+            be run with.
     """
     try:
         size = SIZES[name] if name in SIZES else AutoConfig.from_pretrained(name)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(size, attn_implementation="eager")
+        longest = getattr(model.config, "max_position_embeddings", config.max_length)
+        if config.max_length > longest:
+            raise BadInput(f"max_length={config.max_length}: model {name!r} reads at most {longest} tokens — lower it")
+        freeze_lower_layers(model, config.frozen_layers)
+        rows = {"input_ids": torch.zeros(config.inner_batch, config.max_length, dtype=torch.long, device="meta")}
+        labels = torch.zeros(config.inner_batch, dtype=torch.long, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            model(**rows, labels=labels).loss.backward()
+    except BadInput:
+        raise
     except Exception as error:  # the hub, the disk and the file formats all raise their own
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(
             f"model {name!r}: {reason} — take a checkpoint's folder, or one of {', '.join(SIZES)}"
         ) from error
-    freeze_lower_layers(model, config.frozen_layers)
-    rows = {"input_ids": torch.zeros(config.inner_batch, config.max_length, dtype=torch.long, device="meta")}
-    labels = torch.zeros(config.inner_batch, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model(**rows, labels=labels).loss.backward()
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     sent = 8 * (parameters + 2 * config.meta_batch)
     return Cost(parameters, config.inner_steps * counter.get_total_flops(), sent)

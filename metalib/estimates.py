@@ -1,14 +1,14 @@
 """How well a learner does on one's own few examples, from these examples alone."""
 
-from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy import stats
 from sklearn.model_selection import RepeatedStratifiedKFold
 from tqdm.auto import tqdm
 
-from metalib.evaluation import Episodes, interval, score, score_interval
+from metalib.evaluation import Episodes, interval
 from metalib.learners import Learner
 from metalib.models import TokenizedReviews
 from metalib.plots import label
@@ -18,7 +18,20 @@ from metalib.tasks import Task
 FOLDS, REPEATS = 5, 4
 METRICS = ("accuracy", "balanced_accuracy")
 Scores = dict[str, Any]  # {"methods": {NAME: {METRIC: {"mean", "ci95"}}}, "paired": as in evaluation.json, …}
-Values = dict[str, np.ndarray]  # method → (folds,) or (texts,) values of one metric
+Rights = dict[str, np.ndarray]  # method → (texts,) how often each text was predicted right, as a share of 1
+
+
+@dataclass(frozen=True)
+class Folds:
+    """What was seen of each fold.
+
+    Attributes:
+        episodes: the folds, as `evaluation.interval` takes them.
+        scores: metric → method → (folds,) its score.
+    """
+
+    episodes: Episodes
+    scores: dict[str, Rights]
 
 
 def cross_validate(
@@ -27,28 +40,29 @@ def cross_validate(
     """Learn some folds, predict the one left out; `rivals`: name → (n,) predictions for all examples.
 
     The folds are stratified and drawn anew `REPEATS` times. Intervals and paired differences are `evaluation.interval`:
-    with k folds their correlation is estimated by 1/k, which makes it Nadeau & Bengio's 1/J + n_test/n_train.
-    None where a class has too few examples for two folds.
+    with k folds their correlation is estimated by 1/k, which makes it Nadeau & Bengio's 1/J + n_test/n_train. None is
+    narrower than that of as many independent texts. None at all where a class has too few examples for two folds.
     """
     labels = reviews.labels[rows]
-    folds = min(FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
-    if folds < 2:
+    count = min(FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
+    if count < 2:
         return None
-    splitter = RepeatedStratifiedKFold(n_splits=folds, n_repeats=REPEATS, random_state=seed)
-    tasks = [Task(rows[learn], rows[left], "", i) for i, (learn, left) in enumerate(splitter.split(rows, labels))]
+    splits = list(RepeatedStratifiedKFold(n_splits=count, n_repeats=REPEATS, random_state=seed).split(rows, labels))
+    tasks = [Task(rows[learn], rows[left], "", i) for i, (learn, left) in enumerate(splits)]
     predicted = {"adapted": [learner.predict(reviews, task, (seed, task.index))
                              for task in tqdm(tasks, "Cross-validating", leave=False)]}  # fmt: skip
     predicted |= {name: [all_rows[task.query] for task in tasks] for name, all_rows in rivals.items()}
     predicted["majority"] = [np.full(len(task.query), majority(reviews.labels[task.support])) for task in tasks]
-    truth = [reviews.labels[task.query] for task in tasks]
-    values = {name: [score(p[None], y[None]) for p, y in zip(each, truth, strict=True)]
-              for name, each in predicted.items()}  # fmt: skip
-    episodes = Episodes(tasks, np.empty(0), {"": 1 / folds})
-    of_metric = {metric: {name: np.concatenate([fold[metric] for fold in each]) for name, each in values.items()}
-                 for metric in METRICS}  # fmt: skip
-    constant = {name for name, each in predicted.items() if len(np.unique(np.concatenate(each))) == 1}
-    found = summarise(of_metric, dict.fromkeys(METRICS, episodes), len(rows), constant)
-    return {"folds": folds, "repeats": REPEATS, **found}
+    lefts, right = [left for _, left in splits], {name: np.zeros(len(rows)) for name in predicted}
+    scores: dict[str, Rights] = {metric: {} for metric in METRICS}
+    for name, each in predicted.items():
+        hits = [p == labels[left] for p, left in zip(each, lefts, strict=True)]
+        np.add.at(right[name], np.concatenate(lefts), np.concatenate(hits) / REPEATS)
+        for metric, groups in alike(labels).items():
+            scores[metric][name] = np.array([np.mean([part.mean() for part in parts(hit, groups[left])])
+                                             for hit, left in zip(hits, lefts, strict=True)])  # fmt: skip
+    seen = Folds(Episodes(tasks, np.empty(0), {"": 1 / count}), scores)
+    return {"folds": count, "repeats": REPEATS, **summarise(right, labels, seen)}
 
 
 def test_rest(
@@ -59,10 +73,7 @@ def test_rest(
     rivals: dict[str, np.ndarray],
     seed: int,
 ) -> Scores | None:
-    """Learn the rows `learn`, predict the rows `rest`, whose texts count as independent; None where there are none.
-
-    Balanced accuracy is the mean of the classes' recalls: `evaluation.interval` with classes for domains.
-    """
+    """Learn the rows `learn`, predict the rows `rest`, whose texts count as independent; None where there are none."""
     if not len(rest):
         return None
     labels = reviews.labels[rest]
@@ -70,11 +81,7 @@ def test_rest(
     predicted |= {name: all_rows[rest] for name, all_rows in rivals.items()}
     predicted["majority"] = np.full(len(rest), majority(labels))  # the best that a constant can do
     right = {name: (each == labels).astype(float) for name, each in predicted.items()}
-    texts = {"accuracy": [Task(rest, rest, "", i) for i in range(len(rest))],
-             "balanced_accuracy": [Task(rest, rest, str(y), i) for i, y in enumerate(labels)]}  # fmt: skip
-    episodes = {metric: Episodes(tasks, labels, dict.fromkeys({task.domain for task in tasks}, 0.0))
-                for metric, tasks in texts.items()}  # fmt: skip
-    return {"texts": len(rest), **summarise(dict.fromkeys(METRICS, right), episodes, len(rest))}
+    return {"texts": len(rest), **summarise(right, labels)}
 
 
 def majority(labels: np.ndarray) -> int:
@@ -82,61 +89,87 @@ def majority(labels: np.ndarray) -> int:
     return int(np.bincount(labels).argmax())
 
 
-def summarise(
-    values: dict[str, Values], episodes: dict[str, Episodes], texts: int, constant: Collection[str] = ()
-) -> Scores:
+def alike(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Metric → (texts,) the groups of texts whose shares count alike: all are one group, or each class is one."""
+    return {"accuracy": np.zeros_like(labels), "balanced_accuracy": labels}
+
+
+def parts(values: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """The values (texts,) of each group."""
+    return [values[groups == group] for group in np.unique(groups)]
+
+
+def summarise(right: Rights, labels: np.ndarray, seen: Folds | None = None) -> Scores:
     """Means with intervals of each metric and method, and the paired differences of `adapted` to the others.
 
-    constant: methods that say the same of all texts. The sizes of the folds alone then move their scores.
+    Intervals are those of independent texts. With folds, means are the folds', and an interval reaches as far as the
+    folds', too: folds that are alike, or nearly, hide how little so few texts say.
     """
-    names = list(values["accuracy"])
-    methods = {name: {metric: point(values[metric][name], episodes[metric], texts if name != "majority" else 0,
-                                    name in constant)
-                      for metric in METRICS} for name in names}  # fmt: skip
-    paired = []
-    for name in names[1:]:
-        for metric in METRICS:
-            found = interval(values[metric][names[0]] - values[metric][name], episodes[metric])
-            a, b = (float(values[metric][each].mean()) for each in (names[0], name))
-            says_little = no_spread(found) or {names[0], name} <= set(constant)
-            ends = exact_difference(a, b, texts, name == "majority") if says_little else found["ci95"]
-            ends = [None if end is None else float(np.clip(end, -1, 1)) for end in ends]
-            paired.append({"a": names[0], "b": name, "metric": metric, "difference": found["mean"], "ci95": ends})
+    methods: Scores = {name: {} for name in right}
+    paired, first = [], next(iter(right))
+    for metric, groups in alike(labels).items():
+        for name in right:
+            found = of_texts(right[name], groups)
+            if seen:
+                found = wider(found, interval(seen.scores[metric][name], seen.episodes), 0.0)
+            if name == "majority":  # known beforehand
+                found["ci95"] = [found["mean"]] * 2
+            methods[name][metric] = found
+        for name in (name for name in right if name != first):
+            found = difference_of_texts(right[first], right[name], groups, name == "majority")
+            if seen:
+                differences = seen.scores[metric][first] - seen.scores[metric][name]
+                found = wider(found, interval(differences, seen.episodes), -1.0)
+            paired.append({"a": first, "b": name, "metric": metric, "difference": found["mean"], "ci95": found["ci95"]})
     return {"methods": methods, "paired": paired}
 
 
-def no_spread(found: dict[str, Any]) -> bool:
-    """Whether an interval has no width, since what it is made from varies nowhere: with few texts that says little."""
-    low, high = found["ci95"]
-    return low is not None and high - low < 1e-9
+def wider(of_texts: Scores, of_folds: Scores, least: float) -> Scores:
+    """The folds' mean, and the outer ends of both intervals, between `least` and 1."""
+    low, high = zip(of_texts["ci95"], of_folds["ci95"], strict=True)
+    return {"mean": of_folds["mean"], "ci95": [max(min(low), least), min(max(high), 1.0)]}
+
+
+def of_texts(right: np.ndarray, groups: np.ndarray) -> Scores:
+    """Mean of the groups' shares of right texts, and its interval from their exact ones."""
+    each = parts(right, groups)
+    return combined([part.mean() for part in each], [exact(part.mean(), len(part), 0.95) for part in each])
+
+
+def difference_of_texts(a: np.ndarray, b: np.ndarray, groups: np.ndarray, is_constant: bool) -> Scores:
+    """Mean of the groups' paired differences a − b, and its interval; `is_constant`: b is a constant rule's."""
+    pairs = list(zip(parts(a, groups), parts(b, groups), strict=True))
+    return combined([(x - y).mean() for x, y in pairs], [exact_difference(x, y, is_constant) for x, y in pairs])
+
+
+def combined(means: list[float], ends: list[list[float]]) -> Scores:
+    """The mean of independent estimates, and its interval from theirs (MOVER: Zou & Donner 2008).
+
+    To each side it is as far as the root of the sum of their squared distances, over their number.
+    """
+    low, high = (np.linalg.norm(np.subtract(side, means)) / len(means) for side in np.transpose(ends))
+    mean = float(np.mean(means))
+    return {"mean": mean, "ci95": [mean - float(low), mean + float(high)]}
 
 
 def exact(mean: float, texts: int, level: float) -> list[float]:
-    """Both ends of the exact (Clopper & Pearson's) interval of a share of so many texts; [mean, mean] for none."""
-    if not texts:
-        return [float(mean)] * 2
-    found = binomtest(round(mean * texts), texts).proportion_ci(level)
+    """Both ends of the exact (Clopper & Pearson's) interval of a share of so many texts."""
+    found = stats.binomtest(round(mean * texts), texts).proportion_ci(level)
     return [float(found.low), float(found.high)]
 
 
-def exact_difference(a: float, b: float, texts: int, is_constant: bool) -> list[float]:
-    """Both ends of a − b, two shares of so many texts, where it is the same in all folds.
+def exact_difference(a: np.ndarray, b: np.ndarray, is_constant: bool) -> list[float]:
+    """Both ends of the mean of a − b, (texts,) each.
 
     Where b is a constant rule's, a alone is uncertain. Else a − b is the share of the texts that a alone gets right,
-    less the share that b alone does: one of both is seen to be 0, and each has an exact interval at 97.5% (Bonferroni).
+    less the share that b alone does, each with its exact interval; put together as in `combined`.
     """
     if is_constant:
-        return [end - b for end in exact(a, texts, 0.95)]
-    more, fewer = (exact(max(difference, 0.0), texts, 0.975) for difference in (a - b, b - a))
-    return [more[0] - fewer[1], more[1] - fewer[0]]
-
-
-def point(values: np.ndarray, episodes: Episodes, texts: int, is_constant: bool = False) -> dict[str, Any]:
-    """`score_interval`; where nothing varies, the exact interval of a share of so many texts."""
-    found = score_interval(values, episodes)
-    if no_spread(found) or is_constant:
-        found["ci95"] = exact(found["mean"], texts, 0.95)
-    return found
+        return [end - float(b.mean()) for end in exact(a.mean(), len(a), 0.95)]
+    more, fewer = (float(np.maximum(side, 0).mean()) for side in (a - b, b - a))
+    (low, high), (least, most) = exact(more, len(a), 0.95), exact(fewer, len(a), 0.95)
+    return [more - fewer - float(np.hypot(more - low, most - fewer)),
+            more - fewer + float(np.hypot(high - more, fewer - least))]  # fmt: skip
 
 
 def scores_text(scores: Scores, clean: Clean = escape) -> str:
@@ -153,7 +186,8 @@ def results(facts: dict[str, Any], clean: Clean = escape) -> str:
     if found:
         how = f"{found['folds']} folds, {found['repeats']} times"
         shown = [f"Cross-validation on the examples ({how}), percent, with 95% intervals that account for overlap "
-                 f"(Nadeau & Bengio).\n\n{scores_text(found, clean)}"]  # fmt: skip
+                 "(Nadeau & Bengio) and are no narrower than those of as many independent texts.\n\n"
+                 f"{scores_text(found, clean)}"]  # fmt: skip
     if rest:
         shown.append(f"Test on the {rest['texts']} examples that were not learned, percent, with 95% intervals.\n\n"
                      f"{scores_text(rest, clean)}")  # fmt: skip

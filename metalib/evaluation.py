@@ -33,7 +33,7 @@ class Episodes:
     Attributes:
         tasks: the episodes, over all domains in turn.
         labels: (episodes, queries) true classes.
-        overlap: domain → share of its reviews that one query set takes.
+        overlap: domain → share of a class's reviews that one query set takes, averaged over the classes.
     """
 
     tasks: list[Task]

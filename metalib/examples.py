@@ -5,11 +5,12 @@ import re
 import reprlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 from metalib.errors import BadInput
@@ -37,10 +38,11 @@ def load_examples(data: str | Path | Dataset, text_column: str = "text", label_c
     _find_columns(records, {"text_column": text_column, "label_column": label_column}, name)
     numbered = list(enumerate(records, start=1))
     refuse(((bad, number) for number, record in numbered for bad in _problems(record, text_column, label_column)), name)
+    plain = _plain_labels({str(record[label_column]) for record in records})
     kept: dict[str, tuple[str, int]] = {}  # text → label and number of its first record
     contrary: list[tuple[Problem, int]] = []
     for number, record in numbered:
-        text, label = record[text_column].strip(), str(record[label_column]).strip()
+        text, label = record[text_column].strip(), plain[str(record[label_column])]
         first_label, first = kept.setdefault(text, (label, number))
         if label != first_label:
             other = f"the text of record {first}, but another label ({label!r}, not {first_label!r})"
@@ -49,13 +51,30 @@ def load_examples(data: str | Path | Dataset, text_column: str = "text", label_c
     if doubles := len(records) - len(kept):
         log.warning("%s: dropped %d examples whose text came earlier", name, doubles)
     labels = [label for label, _ in kept.values()]
-    if all(re.fullmatch(r"-?\d{1,18}(\.0)?", label) for label in labels):  # whole numbers; pandas writes 1.0
-        labels = [label.removesuffix(".0") for label in labels]
     classes = _class_names(labels, label_column, name)
     if isinstance(data, Dataset) and isinstance(kind := data.features[label_column], ClassLabel):
-        classes = [each for each in kind.names if each in classes]
+        classes = list(dict.fromkeys(plain[each] for each in kind.names if each in plain))
     features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
     return Dataset.from_dict({"text": list(kept), "label": list(map(classes.index, labels))}, features=features)
+
+
+def count(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """Class → how many examples it has."""
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+
+
+def check_counts(examples: Dataset, shots: int | None, source: str) -> None:
+    """Raise BadInput for fewer than two classes, or a class with too few examples."""
+    counts = count(np.asarray(examples["label"][:], dtype=np.int64), examples.features["label"].names)
+    if len(counts) < 2:
+        raise BadInput(f"{source}: all examples are {', '.join(counts)} — give examples of at least two classes")
+    for name, number in counts.items():
+        if number < 2:
+            raise BadInput(f"{source}: class {name!r} has {number} example(s) — give at least 2, better 10")
+        if shots is not None and (number < shots or number == shots < max(counts.values())):
+            raise BadInput(f"{source}: class {name!r} has {number} examples; shots={shots} needs {shots}, and one more "
+                           "to test on — lower it, or leave it out to learn from all examples")  # fmt: skip
+    log.info("%s: %s", source, ", ".join(f"{number} {name}" for name, number in counts.items()))
 
 
 def load_texts(path: str | Path, text_column: str = "text") -> list[str]:
@@ -135,6 +154,14 @@ def _problems(record: Any, text_column: str, label_column: str | None = None) ->
             yield f"a {type(label).__name__} as {label_column!r}", "make it a text or a whole number"
         elif label_column is not None and not isinstance(label, int):
             yield from name_problems(label, label_column)
+
+
+def _plain_labels(given: Iterable[str]) -> dict[str, str]:
+    """Each label without surrounding whitespace, and whole numbers without the .0 that pandas gives them."""
+    plain = {label: label.strip() for label in given}
+    if all(re.fullmatch(r"-?\d{1,18}(\.0)?", label) for label in plain.values()):
+        plain = {label: short.removesuffix(".0") for label, short in plain.items()}
+    return plain
 
 
 def _class_names(labels: list[str], label_column: str, name: str) -> list[str]:

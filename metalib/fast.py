@@ -185,7 +185,8 @@ class Moving:
             self.leaves.append(self.rows)
             self.row_of = torch.zeros(self.table.num_embeddings, dtype=torch.long, device=self.words.device)
             self.row_of[self.words] = torch.arange(len(self.words), device=self.words.device)
-            self.padding = None if self.table.padding_idx is None else int(self.row_of[self.table.padding_idx])
+            padding = self.table.padding_idx  # whose row gets no gradient
+            self.padding = int(self.row_of[padding]) if padding is not None and padding in self.words else None
 
     def look_up(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(…) word numbers → (…, hidden)"""

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, parse_assignments, read_config, write_config
 from metalib.errors import BadInput, MetalibError
 from metalib.learners import LEARNERS
-from metalib.processes import from_main
+from metalib.processes import anywhere, check_restarts, from_main, make_accelerator, restarts
 
 log = logging.getLogger("metalib")
 FREE = ("out", "resume", "trackers", "checkpoint_every")  # settings that do not change what comes out
@@ -31,6 +31,19 @@ def next_free_folder(config: Config, prefix: str = "") -> Path:
     while (folder := Path("runs") / f"{prefix}{config.learner}-{data}-{number}").exists():
         number += 1
     return folder
+
+
+def begin(config: Config, prefix: str = "") -> tuple[Accelerator, Config, Path]:
+    """What a command that trains begins with: its processes, its settings and its folder, which is not yet made.
+
+    A group that torch's elastic launcher has started again after a failure resumes by itself. Raises BadInput.
+    """
+    check_restarts(config.out)
+    if prefix and (unused := [name for name in ("trackers", "untrained") if getattr(config, name)]):
+        log.warning("%s: for `metalib train` alone, and without effect here", " and ".join(unused))
+    accelerator = make_accelerator()
+    config = replace(config, resume=config.resume or anywhere(accelerator, restarts()))
+    return accelerator, config, choose_folder(config, accelerator, prefix)
 
 
 def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") -> Path:

@@ -126,8 +126,8 @@ def adapt(
     moving = fast.Moving(model, weights, names, lambda: reviews.words(support))
     optimizer = loop.make_optimizer(moving.leaves)
     with seeded(seed, weights.flat.device), only(model, names), moving:
+        model.train(loop.dropout)
         for step, rows in enumerate(minibatches(support, loop.batch_size, loop.steps, seed)):
-            model.train(loop.dropout)
             optimizer.zero_grad(set_to_none=False)
             losses[step] = add_gradient(model, reviews, rows, loop.micro_batch)
             optimizer.param_groups[0]["lr"] = loop.lr_at(step)
@@ -135,6 +135,7 @@ def adapt(
             if after_step:
                 with moving.whole():
                     after_step(step + 1)
+                model.train(loop.dropout)  # in whatever mode that has left it
     model.train(was_training)
     return losses
 

@@ -28,7 +28,7 @@ from transformers import (
 
 from metalib.errors import BadInput
 from metalib.fast import pack
-from metalib.parts import features
+from metalib.parts import features, freeze_lower_layers
 
 log = logging.getLogger("metalib")
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -50,16 +50,23 @@ def seeded(seed: int | tuple[int, ...], device: torch.device | None = None) -> I
 def train_tokenizer(texts: Sequence[str], max_length: int = 128, vocabulary: int = 2000) -> BertTokenizerFast:
     """A lower-casing WordPiece tokenizer whose entries are the texts' characters and their most frequent words.
 
-    A word that is not an entry is read letter by letter. Entries come in a fixed order, so that the same texts always
-    give the same tokenizer (the trainers of `tokenizers` break ties at random, differently in every process).
+    A word that is not an entry is read letter by letter. Where not all fit in, the most frequent letters take an eighth
+    of the entries, and an eighth within a word, so that scripts with thousands of them leave room for words. Entries
+    come in a fixed order, so that the same texts always give the same tokenizer (the trainers of `tokenizers` break
+    ties at random, differently in every process).
     """
     word_piece = BertWordPieceTokenizer(lowercase=True)
     count: Counter[str] = Counter()
     for text in texts:
         words = word_piece.pre_tokenizer.pre_tokenize_str(word_piece.normalizer.normalize_str(text))
         count.update(word for word, _ in words)
-    letters = sorted({letter for word in count for letter in word})
+    letters_of: Counter[str] = Counter()
+    for word, number in count.items():
+        letters_of.update({letter: number * word.count(letter) for letter in set(word)})
+    letters = sorted(letters_of)
     frequent = sorted((word for word in count if count[word] > 1), key=lambda word: (-count[word], word))
+    if 5 + 2 * len(letters) + len(frequent) > vocabulary:
+        letters = sorted(sorted(letters, key=lambda letter: (-letters_of[letter], letter))[: vocabulary // 8])
     entries = [
         "[PAD]",
         "[UNK]",
@@ -70,7 +77,7 @@ def train_tokenizer(texts: Sequence[str], max_length: int = 128, vocabulary: int
         *(f"##{letter}" for letter in letters),
         *frequent,
     ]
-    numbers = {entry: number for number, entry in enumerate(dict.fromkeys(entries[:vocabulary]))}
+    numbers = {entry: number for number, entry in enumerate([*dict.fromkeys(entries)][:vocabulary])}
     return BertTokenizerFast(vocab=numbers, do_lower_case=True, model_max_length=max_length)
 
 
@@ -120,10 +127,14 @@ def load_model(
     return model, tokenizer
 
 
+def positions_of(model: PreTrainedModel) -> torch.nn.Module | None:
+    """A BERT's or RoBERTa's table of positions."""
+    return getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+
+
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest text that both can read."""
-    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(positions, "padding_idx", None)
+    padding = getattr(positions_of(model), "padding_idx", None)
     skipped = 0 if padding is None else padding + 1  # RoBERTa's positions start after its padding number
     return int(min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", sys.maxsize) - skipped))
 
@@ -157,28 +168,17 @@ def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTraine
         raise BadInput(f"model {name!r}: its tokenizer knows no word — its tokenizer.json, or vocabulary, is missing")
     if tokenizer.pad_token_id is None:
         raise BadInput(f"model {name!r}: its tokenizer has no padding token, so texts cannot share a batch — set one")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    if model.config.model_type == "xlnet":
+        raise BadInput(f"model {name!r}: XLNet is padded at the beginning, metalib pads at the end — take another")
+    if model.config.pad_token_id is None or getattr(positions_of(model), "padding_idx", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's head looks for it
     return model, tokenizer
 
 
-def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
-    """Freeze the embeddings and the lowest `layers` encoder layers; 0 freezes nothing.
-
-    Raises:
-        BadInput: no list of modules in the model (where its layers stand) is as long as that.
-    """
-    if layers == 0:
-        return
-    stacks = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) >= layers]
-    if not stacks:
-        most = max((len(m) for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList)), default=0)
-        raise BadInput(f"frozen_layers={layers}: {type(model).__name__} has {most} layers — lower it")
-    frozen = [stacks[0][i] for i in range(layers)]
-    frozen += [child for name, child in model.base_model.named_children() if "embeddings" in name]
-    frozen.append(model.get_input_embeddings())
-    for module in frozen:
-        module.requires_grad_(False)
+def tokenizer_rules(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that makes it cut texts as it does, its vocabulary too, but for the settings of its last call."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    return json.dumps({k: v for k, v in rules.items() if k not in ("truncation", "padding")}, sort_keys=True)
 
 
 class TokenizedReviews:
@@ -199,9 +199,7 @@ class TokenizedReviews:
         def encode(columns: dict) -> dict:
             return {"input_ids": tokenizer(columns["text"], truncation=True, max_length=max_length)["input_ids"]}
 
-        rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
-        rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}  # the last call's
-        what = (tokenizer, json.dumps(rules, sort_keys=True), transformers.__version__, max_length, reviews["text"][:])
+        what = (tokenizer, tokenizer_rules(tokenizer), transformers.__version__, max_length, reviews["text"][:])
         key = hashlib.sha256(repr(what).encode()).hexdigest()
         cache = Path(config.HF_DATASETS_CACHE) / "metalib" / f"{key}.arrow"  # the next run, or process, finds it there
         how: dict = {"batched": True, "remove_columns": reviews.column_names, "desc": "Tokenising",

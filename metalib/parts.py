@@ -1,4 +1,4 @@
-"""Parts of a model: which of its weights adapt, low-rank updates, and the features under its last matrix."""
+"""Parts of a model: which weights are learned and which adapt, low-rank updates, features under its last matrix."""
 
 import copy
 from collections.abc import Collection
@@ -11,6 +11,29 @@ from transformers import PreTrainedModel
 from metalib.errors import BadInput
 
 Adapts = Literal["all", "head", "bias", "lora"]
+
+
+def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
+    """Freeze the embeddings and the lowest `layers` encoder layers; 0 freezes nothing.
+
+    Raises:
+        BadInput: no list of modules in the model (where its layers stand) is as long as that, or the layers share
+            their weights.
+    """
+    if layers == 0:
+        return
+    if getattr(model.config, "num_hidden_groups", None):  # ALBERT
+        raise BadInput(f"frozen_layers={layers}: the layers of {type(model).__name__} share their weights, so none of "
+                       "them can stay as it is — leave frozen_layers out")  # fmt: skip
+    stacks = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) >= layers]
+    if not stacks:
+        most = max((len(m) for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList)), default=0)
+        raise BadInput(f"frozen_layers={layers}: {type(model).__name__} has {most} layers — lower it")
+    frozen = [stacks[0][i] for i in range(layers)]
+    frozen += [child for name, child in model.base_model.named_children() if "embeddings" in name]
+    frozen.append(model.get_input_embeddings())
+    for module in frozen:
+        module.requires_grad_(False)
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> None:
@@ -70,7 +93,7 @@ def final_layer(model: PreTrainedModel) -> nn.Linear:
     encoder = f"{model.base_model_prefix}."
     found = [module for name, module in model.named_modules()
              if isinstance(module, nn.Linear) and not name.startswith((encoder, "own."))]  # fmt: skip
-    if not found or found[-1].out_features != model.config.num_labels or found[-1].bias is None:
+    if not found or found[-1].out_features != model.config.num_labels:
         raise BadInput(f"{type(model).__name__} has no linear layer on top — take a learner that needs no features")
     return found[-1]
 

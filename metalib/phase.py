@@ -17,9 +17,9 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config
 from metalib.errors import BadInput
 from metalib.evaluation import Episodes, interval, score, score_interval, winner
-from metalib.folders import choose_folder, log_to, read_json, refuse_other_settings, start_folder, write_json
+from metalib.folders import begin, log_to, read_json, refuse_other_settings, start_folder, write_json
 from metalib.plots import label, phase_diagram, plt
-from metalib.processes import from_main, make_accelerator
+from metalib.processes import from_main
 from metalib.report import percent, table
 from metalib.runs import load_splits, predict_all, test_episodes, train_learners
 from metalib.training import Workbench, check_reviews, prepare
@@ -36,6 +36,9 @@ def worlds(config: Config, grid: dict[str, list[str]]) -> tuple[list[tuple[str, 
             joint training and a rival.
     """
     grid = dict(grid)
+    if apart := {"learner", "baselines"} & grid.keys():
+        raise BadInput(f"{' and '.join(sorted(apart))}: every cell compares the same learners — name them all, as in "
+                       "--learner reptile --baselines joint,fomaml")  # fmt: skip
     shots = [make_config({"shots": value}, "--grid").shots for value in grid.pop("shots", [str(config.shots)])]
     named: dict[str, Config] = {}
     for values in product(*grid.values()):
@@ -64,9 +67,8 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
     Raises:
         BadInput: before anything is trained or written.
     """
+    accelerator, config, folder = begin(config, "phase-")
     trainings, shots = worlds(config, grid)
-    accelerator = make_accelerator()
-    folder = choose_folder(config, accelerator, "phase-")
     for name, world in trainings:
         refuse_other_settings(folder / name, world, () if "data" in grid else ("data",))
     cells = finished_cells(folder / "phase.json", grid, accelerator)

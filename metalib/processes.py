@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import nn
 
 from metalib.errors import BadInput, LostProcess
 
@@ -28,8 +29,9 @@ def make_accelerator(trackers: Iterable[str] = (), folder: Path | None = None) -
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     on_cpu = told or not (gpus or torch.backends.mps.is_available())
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if local > gpus and not on_cpu:
-        raise BadInput(f"{local} processes on a machine with {gpus} GPU(s) — start one for each GPU, or add --cpu")
+    if local > max(gpus, 1) and not on_cpu:  # a Mac's one GPU is none of CUDA's
+        raise BadInput(f"{local} processes on a machine with {max(gpus, 1)} GPU(s) — start one for each GPU, or set "
+                       "ACCELERATE_USE_CPU=true in their environment")  # fmt: skip
     if restarts() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
         join_again("gloo" if on_cpu else "nccl")
     accelerator = Accelerator(cpu=on_cpu, log_with=list(trackers) or None, project_dir=folder)
@@ -144,8 +146,17 @@ def from_main(accelerator: Accelerator, content: bytes) -> bytes:
 def refuse_differences(accelerator: Accelerator, here: bytes) -> None:
     """Raise BadInput, on all processes, where one of them works with something else than the first."""
     if anywhere(accelerator, from_main(accelerator, here) != here):
-        raise BadInput("the processes have different settings or reviews — give every machine the same command, the "
-                       "same YAML file and the same data")  # fmt: skip
+        raise BadInput("the processes have different settings, reviews or models — give every machine the same "
+                       "command, YAML file, data and checkpoint")  # fmt: skip
+
+
+@torch.no_grad()
+def same_start(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give all processes the first one's parameters and buffers, whatever their machine's checkpoint holds."""
+    if accelerator.num_processes > 1:
+        with together(accelerator, "while the model was sent"):
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor.data, 0)
 
 
 def anywhere(accelerator: Accelerator, here: object) -> bool:

@@ -19,9 +19,9 @@ from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config
 from metalib.errors import BadInput, MetalibError
 from metalib.evaluation import Episodes, compare, constant_predictions, curve, predict_episodes, summarise
-from metalib.folders import choose_folder, learner_folder, log_to, read_json, start_folder, write_json
+from metalib.folders import begin, learner_folder, log_to, read_json, start_folder, write_json
 from metalib.learners import Learner, MetricLearner
-from metalib.processes import anywhere, check_restarts, describe, make_accelerator, restarts, warn_of_launch
+from metalib.processes import describe, make_accelerator, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
 from metalib.tasks import TaskSampler, hash_tasks
 from metalib.training import Workbench, check_reviews, meta_train, prepare, training_tasks
@@ -74,17 +74,12 @@ def test_episodes(config: Config, splits: Splits) -> Episodes:
 def train(config: Config) -> Path:
     """Meta-train, test and report; returns the run folder.
 
-    A group that torch's elastic launcher has started again after a failure resumes by itself.
-
     Raises:
         BadInput: before anything is trained or written.
         NotFinite, Stopped, LostProcess: while training; what was saved up to then stays.
     """
     check_trackers(config.trackers)
-    check_restarts(config.out)
-    accelerator = make_accelerator()
-    config = replace(config, resume=config.resume or anywhere(accelerator, restarts()))
-    folder = choose_folder(config, accelerator)
+    accelerator, config, folder = begin(config)
     with accelerator.main_process_first():
         splits = load_splits(config)
     test_episodes(config, splits)  # before the work
@@ -123,18 +118,19 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def train_learners(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
     """Train the baselines and the learner; name → its trained θ (P,), in the order of the tables."""
     thetas: dict[str, torch.Tensor] = {}
-    baselines = dict.fromkeys(name for name in bench.config.baselines if name != bench.config.learner)
-    for name in (*baselines, bench.config.learner):
+    before = 0  # trackers want steps that only grow
+    for name in bench.config.learners:
         config = bench.config.for_learner(name)
 
-        def track(line: dict[str, Any], name: str = name) -> None:
+        def track(line: dict[str, Any], name: str = name, before: int = before) -> None:
             numbers = {f"{name}/{key}": value for key, value in line.items() if isinstance(value, int | float)}
             if "validation" in line:
                 numbers[f"{name}/validation"] = line["validation"]["after"]["mean"]
-            bench.accelerator.log(numbers, step=line["meta_step"])
+            bench.accelerator.log(numbers, step=before + line["meta_step"])
 
         meta_train(bench, config, learner_folder(folder, bench.config, name), track)
         thetas[name] = bench.weights.snapshot()
+        before += config.meta_steps + 1
     return thetas
 
 
@@ -175,8 +171,7 @@ def final_theta(folder: Path, config: Config, name: str) -> torch.Tensor:
 
 def load_thetas(bench: Workbench, folder: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a finished run, from its checkpoints."""
-    names = [*bench.config.baselines, bench.config.learner]
-    return {name: final_theta(folder, bench.config, name).to(bench.weights.flat) for name in names}
+    return {name: final_theta(folder, bench.config, name).to(bench.weights.flat) for name in bench.config.learners}
 
 
 def curve_marks(steps: int) -> list[int]:

@@ -56,12 +56,13 @@ class TaskSampler:
             for domain in self.domains
         }  # fmt: skip
         needed = shots + queries
-        few = [f"domain {domain!r} has {min(found)} {found[min(found)]} reviews" for domain, pool in self.pools.items()
-               if min(found := {len(rows): name for rows, name in zip(pool, self.class_names, strict=True)}) < needed]
+        few = {domain: f"domain {domain!r} has {min(found)} {found[min(found)]} reviews"
+               for domain, pool in self.pools.items()
+               if min(found := {len(rows): name for rows, name in zip(pool, self.class_names, strict=True)}) < needed}
         if few:
-            more = f", and so on ({len(few)} domains in all)" if len(few) > 5 else ""
-            raise BadInput(f"{', '.join(few[:5])}{more}; shots={shots} with queries={queries} needs {needed} — "
-                           "lower one of them, or leave these domains out")  # fmt: skip
+            more = f", and so on ({len(few)} of {len(self.pools)} domains: {', '.join(few)})" if len(few) > 5 else ""
+            raise BadInput(f"{', '.join(list(few.values())[:5])}{more}; shots={shots} with queries={queries} needs "
+                           f"{needed} — lower one of them, or leave these domains out")  # fmt: skip
 
     def __getitem__(self, index: int) -> Task:
         if index < 0:

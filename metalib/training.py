@@ -24,9 +24,9 @@ from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, curve, predict_episodes
 from metalib.folders import FREE, learner_folder, refuse_other_reviews
 from metalib.learners import LEARNERS, Learner
-from metalib.models import TokenizedReviews, load_model, seeded
+from metalib.models import TokenizedReviews, load_model, seeded, tokenizer_rules
 from metalib.parts import add_lora
-from metalib.processes import anywhere, from_main, refuse_differences, stop_signals, together
+from metalib.processes import anywhere, from_main, refuse_differences, same_start, stop_signals, together
 from metalib.reviews import Splits
 from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
 from metalib.weights import PIECE, Kept, OuterStep, Weights, pieces
@@ -65,11 +65,9 @@ class Workbench:
 
 def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workbench:
     """Load the model, tokenise the reviews (once, by the first process) and put everything in its place."""
-    names = splits.train.features["label"].names
+    texts, names = splits.train["text"], splits.train.features["label"].names
     with accelerator.main_process_first():
-        model, tokenizer = load_model(
-            config.model, splits.train["text"], names, config.seed, config.frozen_layers, config.max_length
-        )
+        model, tokenizer = load_model(config.model, texts, names, config.seed, config.frozen_layers, config.max_length)
         device = accelerator.device
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         reviews = {k: TokenizedReviews(part, tokenizer, config.max_length, device) for k, part in parts.items()}
@@ -79,7 +77,10 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
         model = accelerator.prepare_model(model, evaluation_mode=True)
     weights = Weights(model)
     same = [(key, value) for key, value in vars(config).items() if key not in (*FREE, "data", "model")]
-    refuse_differences(accelerator, repr((same, len(weights), hash_reviews(*parts.values()))).encode())
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    facts = (same, shapes, tokenizer_rules(tokenizer), hash_reviews(*parts.values()))
+    refuse_differences(accelerator, repr(facts).encode())
+    same_start(accelerator, model)
     return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
 
 
@@ -176,7 +177,7 @@ def meta_train(
     sampler = training_tasks(config, bench.splits.train)
     texts, reviews = bench.splits.train["text"][:], hash_reviews(bench.splits.train, bench.splits.validation)
     bench.weights.restore(bench.theta_0)
-    outer_step = OuterStep(bench.weights, learner.outer if config.outer == "auto" else config.outer)
+    outer_step = OuterStep(bench.weights, config.outer_kind)
     done, lines = resume_from(folder, outer_step, accelerator, reviews) if config.resume else (-1, [])
     episodes = validation_episodes(bench)
     points = {0, *(round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1))}

@@ -11,9 +11,8 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
-from metalib.folders import choose_folder, log_to, refuse_other_settings, start_folder
+from metalib.folders import begin, log_to, refuse_other_settings, start_folder
 from metalib.learners import LEARNERS
-from metalib.processes import make_accelerator
 from metalib.report import percent, table
 from metalib.runs import load_splits
 from metalib.tasks import TaskSampler
@@ -60,11 +59,10 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
     Raises:
         BadInput: a setting or value that does not exist, or no validation domain to score on.
     """
+    accelerator, config, folder = begin(config, "tune-")
     candidates = combinations(config, grid)
     if any(each.validation_count == 0 and not each.validation_domains for _, each in candidates):
         raise BadInput("tuning scores settings on validation domains, and there are none — set validation_count")
-    accelerator = make_accelerator()
-    folder = choose_folder(config, accelerator, "tune-")
     free = () if "data" in grid else ("data",)
     for number, (_, candidate) in enumerate(candidates):
         refuse_other_settings(folder / f"{number:03d}", candidate, free)  # resumed with another grid
@@ -79,10 +77,10 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
         for number, (choice, candidate) in enumerate(candidates):
             training = replace(candidate, **{name: getattr(config, name) for name in TEST_SETTINGS})
             if trained is None or trained[0] != training:
-                bench = prepare(candidate, load_splits(candidate), accelerator)
+                bench = prepare(replace(candidate, validations=0), load_splits(candidate), accelerator)
                 if accelerator.is_main_process:
                     start_folder(folder / f"{number:03d}", candidate)
-                meta_train(bench, replace(candidate, validations=0), folder / f"{number:03d}")
+                meta_train(bench, bench.config, folder / f"{number:03d}")
                 trained = (training, bench)
             rows.append({"settings": choice, **score_on_validation(trained[1], candidate)})
             if accelerator.is_main_process:

@@ -19,14 +19,20 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    pipeline,
+)
 from transformers.utils import logging as transformers_logging
 
 import metalib
 from metalib import adapting, estimates, runs
 from metalib.__main__ import main
 from metalib.config import Config, write_config
-from metalib.errors import BadInput, MetalibError
+from metalib.errors import BadInput, MetalibError, NotFinite
 from metalib.examples import load_examples
 from metalib.folders import start_folder
 from metalib.learners import LEARNERS
@@ -34,7 +40,7 @@ from metalib.models import TokenizedReviews
 from metalib.predicting import open_model
 from metalib.processes import make_accelerator
 from metalib.reviews import Splits
-from metalib.tasks import Task
+from metalib.tasks import Task, TaskSampler
 from metalib.training import Workbench, prepare
 
 MakeRun = Callable[..., tuple[Path, Workbench]]
@@ -241,6 +247,80 @@ def test_which_classes_are_the_same(names: list[str], order: list[int] | None) -
     assert adapting.order_of(names, ["negative", "positive"]) == order
 
 
+OWN = [
+    ({"own": ("reptile.micro_batch=4",), "baselines": ("joint", "protonet")}, ""),
+    ({"inner_optimizer": "sgd", "own": ("reptile.inner_optimizer=adam",), "baselines": ("maml",)}, ""),
+    ({"adapt": "lora", "own": ("reptile.adapt=all",), "baselines": ("finetuned",)}, ".lora_A."),
+]
+
+
+@pytest.mark.parametrize("settings, there", OWN)
+def test_what_the_learner_has_of_its_own_is_not_taken_for_its_baselines(
+    config: Config, splits: Splits, mine: Path, tmp_path: Path, settings: Any, there: str
+) -> None:
+    run = replace(config, meta_steps=1, validations=0, **settings)
+    bench = prepare(run, splits, make_accelerator())
+    start_folder(tmp_path / "run", run)
+    thetas = runs.train_learners(bench, tmp_path / "run")
+    assert any(there in name for name in bench.weights.slices)
+    runs.trained_learner(bench, thetas).save(tmp_path / "run" / "model")
+    bench.tokenizer.save_pretrained(tmp_path / "run" / "model")
+    out = metalib.adapt(tmp_path / "run", mine / "two.csv", tmp_path / "out")
+    assert next(iter(metalib.predict(out, TEXTS)))["label"] in ("negative", "positive")
+
+
+def test_a_head_without_a_bias(config: Config, splits: Splits, mine: Path, tmp_path: Path, make_run: MakeRun) -> None:
+    """As decoders have it."""
+    tokenizer, encoder = make_run()[1].tokenizer, tmp_path / "encoder"
+    size = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    GPT2ForSequenceClassification(size).save_pretrained(encoder)
+    tokenizer.save_pretrained(encoder)
+    run = replace(config, model=str(encoder), meta_steps=1, validations=0, baselines=())
+    bench = prepare(run, splits, make_accelerator())
+    start_folder(tmp_path / "run", run)
+    runs.trained_learner(bench, runs.train_learners(bench, tmp_path / "run")).save(tmp_path / "run" / "model")
+    bench.tokenizer.save_pretrained(tmp_path / "run" / "model")
+    for data, columns in (("two.csv", ("text", "label")), ("three.jsonl", ("words", "kind"))):
+        out = metalib.adapt(tmp_path / "run", mine / data, tmp_path / data, None, *columns)
+        assert [line["text"] for line in metalib.predict(out, TEXTS)] == TEXTS
+        assert [name for name in load_file(out / "model.safetensors") if "score" in name] == ["score.weight"]
+    for name in ("protonet", "siamese"):
+        with pytest.raises(BadInput, match="GPT2ForSequenceClassification classifies every token"):
+            prepare(replace(run, learner=name), splits, make_accelerator())
+
+
+def test_many_examples_are_all_seen(make_run: MakeRun, mine: Path, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    rows = [{"text": f"{row['text']} {n}", "label": row["label"]} for n in range(2) for row in load_examples(
+        mine / "two.csv")]  # fmt: skip
+    out = metalib.adapt(make_run()[0], Dataset.from_list(rows), tmp_path / "out")
+    assert "6 gradient steps, not the run's 3, so that each of the 28 examples is seen" in caplog.text
+    assert "| adapt\\_steps | 6 |" in (out / "README.md").read_text()
+    caplog.clear()
+    metalib.adapt(make_run()[0], Dataset.from_list(rows), tmp_path / "told", adapt_steps=2)
+    assert "adapt_steps=2 of 5 examples see 10 of the 28" in caplog.text
+    caplog.clear()
+    metalib.adapt(make_run("protonet")[0], Dataset.from_list(rows), tmp_path / "compares")
+    assert "gradient steps" not in caplog.text
+
+
+def test_classes_in_another_order_keep_their_head(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
+    run, kind = make_run()[0], ClassLabel(names=["positive", "negative"])
+    rows = [{"text": row["text"], "label": 1 - row["label"]} for row in load_examples(mine / "two.csv")]
+    examples = Dataset.from_list(rows, features=Features({"text": Value("string"), "label": kind}))
+    out = metalib.adapt(run, examples, tmp_path / "out", adapt_steps=0)
+    for one, other in zip(metalib.predict(out, TEXTS), metalib.predict(run / "model", TEXTS), strict=True):
+        assert one["label"] == other["label"] and one["scores"] == pytest.approx(other["scores"], abs=1e-6)
+    found = read(out / "metalib.json")["cross_validation"]
+    assert found["methods"]["adapted"] == found["methods"]["not adapted"]
+
+
+def test_a_class_without_a_text_to_test_on_is_refused(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"'negative' has 6 examples; shots=6 needs 6, and one more to test on"):
+        metalib.adapt(make_run()[0], mine / "two.csv", tmp_path / "out", shots=6)
+    assert not (tmp_path / "out").exists()
+
+
 def test_numbers_for_labels_keep_the_head_and_stay_the_names(
     make_run: MakeRun, mine: Path, tmp_path: Path, caplog: Any
 ) -> None:
@@ -297,7 +377,37 @@ def test_the_same_seed_gives_the_same_folder(make_run: MakeRun, mine: Path, tmp_
         metalib.adapt(make_run("relation")[0], mine / "two.csv", tmp_path / name, shots=4, seed=seed)
         for name, seed in (("one", 1), ("two", 1), ("other", 2))
     )
-    assert contents(one) == contents(two) != contents(other)
+    assert contents(one) == contents(two)
+    assert contents(one)["learner.safetensors"] != contents(other)["learner.safetensors"]  # other examples were drawn
+
+
+def test_a_new_head_and_the_steps_hang_on_the_seed_alone(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
+    def weights(name: str, data: str, seed: int, *columns: str) -> bytes:
+        torch.manual_seed(len(name))
+        columns = columns or ("text", "label")
+        out = metalib.adapt(make_run()[0], mine / data, tmp_path / name, None, *columns, seed=seed)
+        return contents(out)["model.safetensors"]
+
+    three = [weights(name, "three.jsonl", seed, "words", "kind") for name, seed in (("a", 1), ("aa", 1), ("aaa", 2))]
+    two = [weights(name, "two.csv", seed) for name, seed in (("b", 1), ("bb", 1), ("bbb", 2))]
+    for one, same, other in (three, two):
+        assert one == same != other
+
+
+def test_weights_that_are_not_finite_are_not_written(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFinite, match="not finite after adapting with adapt_lr=1e\\+30 — give a lower adapt_lr"):
+        metalib.adapt(make_run()[0], mine / "two.csv", tmp_path / "out", adapt_lr=1e30)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_published_metric_learner_compares_with_a_task_of_each_training_domain(make_run: MakeRun) -> None:
+    run, bench = make_run("matching")
+    config = bench.config
+    tasks = TaskSampler(bench.splits.train, config.train_shots, 0, config.seed, in_turn=True)
+    rows = np.concatenate([tasks[turn].support for turn in range(len(tasks.domains))])
+    learner: Any = runs.trained_learner(bench, {"matching": runs.final_theta(run, config, "matching")})
+    assert len(tasks.domains) == 3
+    torch.testing.assert_close(learner.support, bench.reviews["train"].features(bench.model, rows))
 
 
 class Coin:
@@ -325,9 +435,11 @@ def test_intervals_of_the_cross_validation_are_nadeau_and_bengios(monkeypatch: p
     splits = estimates.RepeatedStratifiedKFold(n_splits=5, n_repeats=4, random_state=0).split(labels, labels)
     values = np.array([(coin.predictions == labels)[left].mean() for _, left in splits])
     half = stats.t.ppf(0.975, 19) * np.sqrt((1 / 20 + 4 / 16) * values.var(ddof=1))
-    assert entry["ci95"] == pytest.approx([0.8 - half, min(0.8 + half, 1)])
+    least = estimates.exact(0.8, 20, 0.95)[0]
+    assert 0.8 - half < least and entry["ci95"] == pytest.approx([0.8 - half, min(0.8 + half, 1)])
     (pair,) = [p for p in found["paired"] if (p["b"], p["metric"]) == ("not adapted", "accuracy")]
-    assert pair["difference"] == pytest.approx(0.8) and pair["ci95"] == pytest.approx([0.8 - half, min(0.8 + half, 1)])
+    low = 0.8 - np.hypot(0.8 - least, 1 - 0.025 ** (1 / 20))  # of 20, 16 and none are right by one alone
+    assert pair["difference"] == pytest.approx(0.8) and pair["ci95"] == pytest.approx([min(0.8 - half, low), 1])
     perfect: Any = Coin(labels, set())
     sure = estimates.cross_validate(perfect, reviews, np.arange(20), {"alike": labels, "never": 1 - labels}, 0)
     assert sure is not None
@@ -335,8 +447,9 @@ def test_intervals_of_the_cross_validation_are_nadeau_and_bengios(monkeypatch: p
     assert high == 1 and low == pytest.approx(0.025 ** (1 / 20))  # all 20 right does not mean always right
     # nor does a difference that is the same in all folds have no uncertainty
     ends = {pair["b"]: pair["ci95"] for pair in sure["paired"] if pair["metric"] == "accuracy"}
-    worst = 1 - 0.0125 ** (1 / 20)  # none of 20, at 97.5%
-    assert ends["alike"] == pytest.approx([-worst, worst]) and ends["never"] == pytest.approx([1 - 2 * worst, 1])
+    worst = 1 - 0.025 ** (1 / 20)  # none of 20
+    assert ends["alike"] == pytest.approx([-worst, worst])
+    assert ends["never"] == pytest.approx([1 - np.sqrt(2) * worst, 1])
     assert ends["majority"] == pytest.approx([0.025 ** (1 / 20) - 0.5, 0.5])
 
 

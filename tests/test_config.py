@@ -152,6 +152,29 @@ def test_finetuned_is_not_meta_trained() -> None:
         Config(finetuned={"meta_steps": 3}).for_learner("finetuned")
 
 
+def test_a_step_size_of_the_one_outer_optimiser_is_none_of_the_other() -> None:
+    config = Config(epsilon=0.5, epsilon_final=0.1, baselines=("joint", "finetuned", "fomaml"))
+    assert (config.for_learner("reptile").epsilon, config.for_learner("reptile").epsilon_final) == (0.5, 0.1)
+    assert (config.for_learner("joint").epsilon, config.for_learner("joint").epsilon_final) == (None, None)
+    own = replace(config, joint=("epsilon=1e-4",)).for_learner("joint")
+    assert (own.epsilon, own.epsilon_final) == (1e-4, None)
+    gradients = Config(learner="fomaml", epsilon=3e-3, baselines=("joint", "reptile"))
+    assert gradients.for_learner("joint").epsilon == 3e-3 and gradients.for_learner("reptile").epsilon is None
+    own = replace(config, own=("reptile.outer=adam",))
+    assert own.for_learner("joint").epsilon == 0.5
+    assert replace(config, outer="adam").for_learner("joint").epsilon == 0.5  # then it is a learning rate for both
+
+
+def test_without_a_meta_trained_learner_a_baseline_has_its_own_length() -> None:
+    assert Config(learner="finetuned", meta_steps=7).for_learner("joint").meta_steps == 7
+    assert Config(meta_steps=0).for_learner("joint").meta_steps == 0  # nobody is trained
+    assert Config(meta_steps=1, train_shots=1, inner_steps=1, inner_batch=1).for_learner("joint").meta_steps == 1
+
+
+def test_each_learner_of_a_run_stands_once_in_the_tables() -> None:
+    assert Config(learner="joint", baselines=("maml", "joint", "anil", "maml")).learners == ["maml", "anil", "joint"]
+
+
 def test_a_wrong_setting_of_a_baseline_names_the_baseline() -> None:
     with pytest.raises(BadInput, match=r"settings of joint: unknown setting 'epsilom' — did you mean 'epsilon'"):
         Config(joint={"epsilom": 1}).for_learner("joint")

@@ -4,7 +4,7 @@ from math import ceil
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config
 
 from metalib.__main__ import main
 from metalib.config import Config
@@ -90,6 +90,14 @@ def test_models_that_cannot_be_opened(tmp_path, harm, monkeypatch):
 def test_the_table_in_results_is_what_the_command_says(capsys):
     assert main(["cost", "albert-base", "albert-xxlarge", "bert-base", "bert-large"]) == 0
     assert (Path(__file__).parent.parent / "results" / "costs.md").read_text() == capsys.readouterr().out
+
+
+def test_what_a_model_cannot_be_counted_with(capsys, tmp_path):
+    assert main(["cost", "bert-base", "--max-length", "1024"]) == 2
+    assert "max_length=1024: model 'bert-base' reads at most 512 tokens — lower it" in capsys.readouterr().err
+    GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(BadInput, match=r"decoder': Cannot handle batch sizes > 1 if no padding token"):
+        cost_of(str(tmp_path / "decoder"), Config(max_length=16))
 
 
 def test_measured_seconds_and_wrong_settings(capsys):

@@ -12,6 +12,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import ClassLabel, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +105,21 @@ def test_a_label_is_the_same_class_with_and_without_its_point(tmp_path: Path) ->
     records = [{"text": f"text {n}", "label": label} for n, label in enumerate(["1", "0", "0.0", "1.0"])]
     examples = load_examples(write(tmp_path / "mine.csv", records))
     assert examples.features["label"].names == ["0", "1"] and examples["label"][:] == [1, 0, 0, 1]
+
+
+def test_classes_that_were_numbers_with_a_point(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": float(n % 2)} for n in range(6)]
+    encoded = Dataset.from_list(rows).class_encode_column("label")
+    assert encoded.features["label"].names == ["0.0", "1.0"]
+    assert load_examples(encoded).features["label"].names == ["0", "1"]
+    kind = ClassLabel(names=["unused", " good ", "bad"])
+    spaced = Dataset.from_list([{"text": f"text {n}", "label": 1 + n % 2} for n in range(6)])
+    assert load_examples(spaced.cast_column("label", kind)).features["label"].names == ["good", "bad"]
+
+
+def test_the_same_label_with_and_without_its_point_is_no_contradiction(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": str(n % 2)} for n in range(6)] + [{"text": "text 1", "label": "1.0"}]
+    assert len(load_examples(Dataset.from_list(rows))) == 6
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

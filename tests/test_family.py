@@ -197,7 +197,23 @@ def test_a_learned_protonet_is_the_linear_classifier_of_its_prototypes(family):
     assert expected.std(0).min() > 0.05 and expected.dtype == torch.float64
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-9)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    assert weights.flat[weights.slices["classifier.weight"]].view(2, -1).allclose(2 * centres, atol=1e-9)
+    written = weights.flat[weights.slices["classifier.weight"]].view(2, -1)
+    assert written.allclose(2 * (centres - centres.mean(0)), atol=1e-9)
+
+
+def test_bfloat16_does_not_round_the_classes_of_a_protonet_together(family):
+    """Features far from the origin and close to each other: scores of −‖c‖² ≈ −1000 would be rounded to multiples of 4.
+    """
+    model, weights = a_model(family)
+    learner, generator = Prototypical(model, weights, LOOP, LOOP), torch.Generator().manual_seed(0)
+    classes = learner.one_hot(torch.arange(40) % 2)
+    support = 4 + 0.3 * torch.randn(2, 64, generator=generator)[torch.arange(40) % 2]
+    queries = support + 0.3 * torch.randn(40, 64, generator=generator)
+    learner.remember(support.double(), classes)
+    low = [tensor.bfloat16() for tensor in (queries, model.classifier.weight, model.classifier.bias)]
+    found, expected = nn.functional.linear(*low), learner.scores(queries, support, classes)
+    assert (found.argmax(-1) == expected.argmax(-1)).all() and (found[:, 0] != found[:, 1]).all()
+    torch.testing.assert_close(found.float().diff(dim=-1), expected.diff(dim=-1), rtol=0.05, atol=0.5)
 
 
 def test_matching_mixes_the_classes_by_its_attention(family, seen):
@@ -223,6 +239,25 @@ def test_siamese_takes_the_class_of_the_nearest_pair(family, seen):
     nearest = classes.argmax(-1)[expected.argmax(-1)]
     assert set(nearest.tolist()) == {0, 1}
     assert learner.scores(queries, support, classes).argmax(-1).tolist() == nearest.tolist()
+
+
+def test_the_losses_of_siamese_and_relation_networks_by_hand(family, seen):
+    queries, support, classes = seen
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    siamese, relation = (learner_of(family, name) for name in ("siamese", "relation"))
+    sure, same = siamese.pairs(queries, support).sigmoid(), labels[:, None] == classes.argmax(-1)
+    expected = -torch.where(same, sure, 1 - sure).log().mean()
+    torch.testing.assert_close(siamese.loss(queries, labels, support, classes), expected)
+    expected = (relation.scores(queries, support, classes).sigmoid() - torch.eye(2)[labels]).square().mean()
+    torch.testing.assert_close(relation.loss(queries, labels, support, classes), expected)
+
+
+def test_anil_adapts_its_head_alone_at_the_test_too(bench):
+    learner = learner_of(bench, "anil")
+    with untouched(bench.model, bench.weights) as theta:
+        learner.fit(bench.reviews["validation"], a_task(bench).support)
+        moved = {name for name, place in bench.weights.slices.items() if (bench.weights.flat != theta)[place].any()}
+    assert moved == {"classifier.weight", "classifier.bias"}
 
 
 @pytest.mark.parametrize("name", COMPARING)

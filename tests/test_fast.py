@@ -55,6 +55,15 @@ def gradient(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[to
     return found.logits.detach(), torch.cat(gradients)
 
 
+def test_a_padding_word_that_no_text_has_takes_no_other_words_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "WORTH_IT", 0)
+    model = make(CONFIGS["bert"])  # its padding is word 0
+    weights = Weights(model)
+    for words, padding in (([0, 2, 5], 0), ([2, 5], None)):
+        moving = fast.Moving(model, weights, list(weights.slices), lambda: torch.tensor(words))  # noqa: B023
+        assert moving.padding == padding
+
+
 @pytest.mark.parametrize("attend", ["text_by_text", "all_at_once"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

@@ -18,14 +18,18 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from metalib import models
 from metalib.errors import BadInput
 from metalib.inner import InnerLoop, adapt, untouched
-from metalib.models import TokenizedReviews, load_model, train_tokenizer
+from metalib.models import TokenizedReviews, load_model, longest_input, train_tokenizer
 from metalib.weights import Weights
 
 LABELS = ["negative", "positive"]
@@ -96,6 +100,12 @@ def test_the_tokenizer_spells_a_word_that_it_does_not_know():
     assert tokenizer.tokenize("slot") == ["s", "##l", "##o", "##t"]
 
 
+def test_a_script_of_thousands_of_letters_leaves_room_for_the_frequent_ones():
+    rare = [chr(0x4E00 + number) for number in range(3000)]  # each of them a word, as the tokenizer cuts Chinese
+    tokenizer = train_tokenizer([*rare * 2, *["质量 高 质量 错"] * 3], 48)
+    assert len(tokenizer) == 2000 and tokenizer.tokenize("质量错") == ["质", "量", "错"]
+
+
 def test_the_same_seed_gives_equal_weights_and_leaves_torchs_random_state_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -164,6 +174,38 @@ def test_a_folder_of_metalib_whose_head_does_not_fit_is_broken(bench, tmp_path):
 def test_freezing_more_layers_than_there_are_is_refused():
     with pytest.raises(BadInput, match=r"frozen_layers=3.*lower it"):
         load_model("tiny", TEXTS, LABELS, frozen_layers=3, max_length=48)
+
+
+def test_layers_that_share_their_weights_cannot_be_frozen_alone(bench, tmp_path):
+    folder = save_checkpoint("albert", bench, tmp_path)
+    with pytest.raises(BadInput, match=r"frozen_layers=1: the layers of Albert\w+ share their weights"):
+        load_model(str(folder), [], LABELS, frozen_layers=1, max_length=48)
+    load_model(str(folder), [], LABELS, max_length=48)
+
+
+def test_a_decoders_head_looks_for_the_tokenizers_padding(bench, tmp_path):
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(bench.tokenizer), pad_token_id=3, num_labels=2)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    bench.tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load_model(str(tmp_path), [], LABELS, max_length=48)
+    assert model.config.pad_token_id == tokenizer.pad_token_id == 0
+    reviews = TokenizedReviews.in_memory(TEXTS, tokenizer, 48, "cpu", [0, 1, 0])
+    alone = torch.cat([reviews.logits(model, np.array([row])) for row in range(3)])
+    torch.testing.assert_close(reviews.logits(model, np.arange(3)), alone)
+
+
+def test_a_model_that_is_padded_at_the_beginning_is_refused(bench, tmp_path):
+    config = XLNetConfig(d_model=16, n_layer=1, n_head=2, d_inner=16, vocab_size=len(bench.tokenizer))
+    XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+    bench.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="XLNet is padded at the beginning"):
+        load_model(str(tmp_path), [], LABELS, max_length=48)
+
+
+def test_positions_that_start_behind_the_padding_are_counted(bench, tmp_path):
+    model, tokenizer = load_model(str(save_checkpoint("roberta", bench, tmp_path)), [], LABELS, max_length=48)
+    tokenizer.model_max_length = 10**6
+    assert longest_input(model, tokenizer) == model.config.max_position_embeddings - 1 == 67
 
 
 def test_an_unknown_model_is_named_with_the_remedy(offline):

@@ -114,8 +114,8 @@ def test_a_value_spelled_in_two_ways_is_one_world(config: Config) -> None:
         ({"shots": ["1", "many"]}, "shots is 'many'"),
         ({"conflict": []}, "no values"),
         ({"shots": []}, "no values"),
-        ({"learner": ["reptile", "joint"]}, "compared with joint training"),
-        ({"learner": ["reptil"]}, "no such learner"),
+        ({"learner": ["reptile", "fomaml"]}, "learner: every cell compares the same learners — name them all"),
+        ({"baselines": ["joint"], "learner": ["maml"]}, "baselines and learner: every cell"),
     ],
 )
 def test_a_bad_grid_is_refused(config: Config, grid: dict[str, list[str]], words: str) -> None:
@@ -165,6 +165,24 @@ def test_a_simultaneous_interval_is_the_one_of_its_level(reviews: Dataset, confi
     assert entry["simultaneous"] == interval(differences, episodes, 1 - 0.05 / 3)["ci95"]
     assert entry["simultaneous"][0] < entry["ci95"][0] < entry["difference"] < entry["ci95"][1]
     assert entry["difference"] == pytest.approx(np.mean([differences[0::2].mean(), differences[1::2].mean()]))
+
+
+def test_a_cell_with_three_learners_has_its_shots_and_wider_intervals_for_all_pairs(
+    bench: Workbench, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, right = np.random.default_rng(0), {"joint": 0.5, "finetuned": 0.7, "reptile": 0.95}
+
+    def made(bench: Workbench, thetas: Any, episodes: Episodes, shots: int) -> Any:
+        assert {len(task.support) for task in episodes.tasks} == {2 * shots} == {6}
+        labels = episodes.labels
+        return {n: np.where(rng.random(labels.shape) < p, labels, 1 - labels)[:, None] for n, p in right.items()}
+
+    monkeypatch.setattr(module, "predict_all", made)
+    cell = module.compare_at(replace(bench, config=replace(config, eval_episodes=40)), {}, 3)
+    wanted = [("reptile", "joint"), ("finetuned", "joint"), ("reptile", "finetuned")]
+    assert [(pair["a"], pair["b"]) for pair in cell["paired"]] == wanted
+    for pair in cell["paired"]:
+        assert pair["simultaneous"][0] < pair["ci95"][0] < pair["ci95"][1] < pair["simultaneous"][1]
 
 
 def test_the_winner_is_surely_above_joint_training_and_by_most() -> None:
@@ -224,6 +242,17 @@ def test_a_grid_is_not_finished_with_other_reviews(finished: Path, settings: Con
     phase(replace(settings, resume=True, data=str(moved)), GRID)
     assert trained == []
     phase(replace(settings, resume=True), GRID)
+
+
+def test_a_grid_started_again_by_the_launcher_resumes_by_itself(
+    finished: Path, settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_cells(finished / "phase.json")
+    kept = json.loads((finished / "phase.json").read_text())
+    (finished / "phase.json").write_text(json.dumps({**kept, "cells": kept["cells"][:-1]}))  # killed in a world
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    phase(settings, GRID)
+    assert read_cells(finished / "phase.json") == before
 
 
 def test_a_run_without_resume_leaves_a_finished_one_alone(finished: Path, settings: Config, trained: Trained) -> None:

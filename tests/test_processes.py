@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import groups
 import psutil
@@ -194,6 +195,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         make_accelerator()
 
 
+def test_a_macs_gpu_is_one(monkeypatch):
+    monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(processes.torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(processes, "Accelerator", lambda **how: SimpleNamespace(mixed_precision="no", **how))
+    for variable in ("ACCELERATE_USE_CPU", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    assert make_accelerator().cpu is False
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match=r"2 processes on a machine with 1 GPU.*ACCELERATE_USE_CPU=true"):
+        make_accelerator()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert make_accelerator().cpu is True
+
+
 @pytest.mark.slow
 def test_precision_that_needs_scaled_losses_is_refused(place):
     said = groups.run(place, groups.START[1], "run.yaml", "--out", "fp16", code=2, ACCELERATE_MIXED_PRECISION="fp16")
@@ -213,10 +228,51 @@ def test_too_little_memory_is_no_lost_process(bench, monkeypatch):
         raise torch.OutOfMemoryError("full")
 
 
+def test_all_begin_with_the_first_processs_model(config, splits, monkeypatch):
+    bench = training.prepare(replace(config, frozen_layers=1), splits, make_accelerator())
+    sent = []
+    monkeypatch.setattr(processes.dist, "broadcast", lambda tensor, source: sent.append((tensor.fill_(7), source)))
+    processes.same_start(bench.accelerator, bench.model)
+    assert not sent  # alone
+    monkeypatch.setattr(type(bench.accelerator), "num_processes", 2)
+    processes.same_start(bench.accelerator, bench.model)
+    assert all((tensor == 7).all() for tensor in (*bench.model.parameters(), *bench.model.buffers()))
+    assert {source for _, source in sent} == {0} and (bench.weights.flat == 7).all()
+
+
+OTHER_MODELS = """
+import os
+import torch
+from metalib.models import load_model
+from metalib.processes import make_accelerator, same_start
+
+accelerator = make_accelerator()
+model, _ = load_model("tiny", ["a text", "a text"], ["bad", "good"], seed=accelerator.process_index, frozen_layers=1)
+flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+before = accelerator.gather(flat[None])
+same_start(accelerator, model)
+flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+after = accelerator.gather(flat[None])
+assert not torch.equal(before[0], before[1]) and torch.equal(after[0], before[0]) and torch.equal(after[1], before[0])
+accelerator.end_training()
+"""
+
+
+def test_two_processes_with_other_checkpoints_begin_alike(tmp_path):
+    (tmp_path / "begin.py").write_text(OTHER_MODELS)
+    groups.run(tmp_path, [*groups.START[2][:3], "begin.py"])
+
+
+def test_every_start_compares_the_processes(config, splits, monkeypatch):
+    monkeypatch.setattr(processes, "from_main", lambda accelerator, content: b"something else")
+    with pytest.raises(BadInput, match="different settings, reviews or models"):
+        training.prepare(config, splits, make_accelerator())
+
+
 def test_processes_with_other_settings_or_reviews_are_refused(bench, monkeypatch):
     refuse_differences(bench.accelerator, b"same")
     monkeypatch.setattr("metalib.processes.from_main", lambda accelerator, content: b"what the first has")
-    with pytest.raises(BadInput, match="the same YAML file and the same data"):
+    with pytest.raises(BadInput, match="the same command, YAML file, data and checkpoint"):
         refuse_differences(bench.accelerator, b"something else")
 
 

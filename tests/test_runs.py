@@ -44,7 +44,7 @@ def place(reviews: Dataset, config: Config, tmp_path_factory: pytest.TempPathFac
     (folder / "reviews.json").write_text(json.dumps(records))
     settings = replace(
         config, data=str(folder / "reviews.json"), test_domains=(ODD, "office_products"), shots=10, adapt_steps=10,
-        adapt_batch=10, eval_episodes=6, validations=1, validation_episodes=2,
+        adapt_batch=10, eval_episodes=6, validations=1, validation_episodes=2, seed=1,
     )  # fmt: skip
     write_config(settings, folder / "settings.yaml")
     return folder
@@ -211,6 +211,50 @@ def test_links_of_the_report_lead_to_files(folder: Path) -> None:
         assert (folder / link).is_file(), link
 
 
+def test_trackers_get_steps_that_only_grow(bench: Any, config: Config, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    monkeypatch.setattr(type(bench.accelerator), "log", lambda self, numbers, step: seen.append((step, numbers)))
+    small = replace(config, meta_steps=2, validations=1, joint=("meta_steps=3",))
+    runs.train_learners(replace(bench, config=small), tmp_path)
+    steps = [step for step, _ in seen]
+    assert steps == sorted(set(steps)) and len(steps) == 1 + 4 + 3  # of finetuned, joint and reptile
+    assert [numbers["reptile/meta_step"] for _, numbers in seen if "reptile/meta_step" in numbers] == [0, 1, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_no_traceback(folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "running_logs.log"))
+
+    monkeypatch.setattr("metalib.folders.logging.FileHandler", refuse)
+    assert main(["evaluate", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "metalib: [Errno 13] Permission denied" in said and "running_logs.log" in said and "Traceback" not in said
+    assert "see that it can be read and written" in said
+
+
+def test_the_shot_curve_ends_where_the_reviews_do(bench: Any, config: Config) -> None:
+    few = replace(bench, config=replace(config, queries=15, eval_episodes=4, adapt_steps=1))  # of 30 negatives
+    assert runs.shot_curve(few, {"reptile": bench.theta_0})["reptile"]["shots"] == [1, 2, 5, 10]
+
+
+def test_splits_hang_on_their_own_seed(place: Path) -> None:
+    config = replace(read_config(place / "settings.yaml"), validation_domains=(), validation_count=1)
+    drawn = [{load_splits(replace(config, **{name: seed})).validation_domains for seed in range(8)}
+             for name in ("seed", "split_seed")]  # fmt: skip
+    assert len(drawn[0]) == 1 < len(drawn[1])
+
+
+def test_what_meta_training_brings_is_seen_from_the_untrained_model(place: Path) -> None:
+    out = place / "untrained"
+    assert main(["train", str(place / "settings.yaml"), "--out", str(out), "--untrained"]) == 0
+    found = read(out / "evaluation.json")
+    assert found["methods"]["untrained_reptile"] == found["methods"]["finetuned"] != found["methods"]["reptile"]
+    assert ("reptile", "untrained_reptile") in {(pair["a"], pair["b"]) for pair in found["paired"]}
+    model = AutoModelForSequenceClassification.from_pretrained(out / "model")
+    checkpoint = load_checkpoint(out / "checkpoint")
+    assert checkpoint is not None and torch.equal(Weights(model).flat, checkpoint[1]["theta"])  # the trained one
+
+
 def test_odd_domain_becomes_neither_markup_nor_a_path(folder: Path, place: Path) -> None:
     report = (folder / "report.md").read_text()
     assert "| ../../x\\|&lt;b\\>\\*y\\* | office\\_products |" in report
@@ -261,7 +305,7 @@ def test_evaluating_again_gives_the_same_and_adds_the_shot_curve(
         "curves.json", "report.md", "shot_curve.png",
     }  # fmt: skip
     # All methods were tested on the same episodes, those of the evaluation among them.
-    assert set(tested) == set(METHODS) - {"majority"}
+    assert set(tested) == set(METHODS) - {"majority"} and len(tested["reptile"]) == 1 + 5  # other ones for each shots
     assert tested["reptile"] == tested["joint"] == tested["finetuned"]
     assert read(copy / "evaluation.json")["episodes"]["sha256"] in tested["joint"]
     curves = read(copy / "curves.json")

@@ -223,6 +223,24 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(bench, config, tmp
     assert len(lines_of(tmp_path)) == 5
 
 
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(bench, config, tmp_path):
+    with pytest.raises(NotFinite, match="weights are not finite after meta-step 1"):
+        train(bench, replace(config, meta_steps=1, epsilon=1e300, validations=0), tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint") is None
+
+
+def test_training_and_its_curve_do_not_look_at_the_test_domains(bench, config, tmp_path):
+    class Poison:
+        def __getattr__(self, name):
+            raise AssertionError(f"the test domains were looked at: {name}")
+
+        __len__ = __getitem__ = __iter__ = lambda self, *_: self.looked_at
+
+    blind = replace(bench, splits=replace(bench.splits, test=Poison()), reviews={**bench.reviews, "test": Poison()})
+    train(blind, config, tmp_path)
+    assert sum("validation" in line for line in lines_of(tmp_path)) > 1
+
+
 def test_a_loss_that_is_not_finite_on_the_way_is_found(bench):
     class Stumbling(Learner):
         def direction(self, reviews, task, seed):

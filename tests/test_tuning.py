@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from metalib import tuning
+from metalib import folders, tuning
 from metalib.config import Config
 from metalib.errors import BadInput
 from metalib.training import Workbench
@@ -107,6 +107,28 @@ def test_resuming_with_the_same_grid_changes_nothing_and_with_another_is_refused
     with pytest.raises(BadInput, match=r"000' was started with inner_lr=0\.003, not 0\.05"):
         tune(again, {"inner_lr": ["5e-2"]})
     assert rows(settings) == before
+
+
+def test_a_grid_started_again_by_the_launcher_resumes_by_itself(
+    trainings: list[Config], settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="is there already — add --resume"):
+        tune(settings, GRID)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    before = (Path(str(settings.out)) / "tuning.json").read_bytes()
+    assert (tune(settings, GRID) / "tuning.json").read_bytes() == before
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(BadInput, match="--max_restarts needs --out"):
+        tune(replace(settings, out=None), GRID)
+
+
+def test_what_a_grid_does_not_do_is_said(
+    settings: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders.log, "propagate", True)
+    with pytest.raises(BadInput, match="is there already"):
+        tune(replace(settings, trackers=("tensorboard",), untrained=True), GRID)
+    assert "trackers and untrained: for `metalib train` alone, and without effect here" in caplog.text
 
 
 def test_grids_are_read_from_words() -> None:

@@ -58,6 +58,14 @@ class MetricLearner(Learner):
         """
         raise NotImplementedError
 
+    @classmethod
+    def own_module(cls, model: PreTrainedModel) -> nn.Module | None:
+        """As for every learner. Raises BadInput where the model has no features, of a text of two words."""
+        words = torch.tensor([[3, 4]], device=model.device)
+        with torch.no_grad():
+            features(model, {"input_ids": words, "attention_mask": torch.ones_like(words)})
+        return None
+
     def loss(
         self, queries: torch.Tensor, labels: torch.Tensor, support: torch.Tensor, classes: torch.Tensor
     ) -> torch.Tensor:
@@ -111,7 +119,8 @@ class MetricLearner(Learner):
 
     @torch.no_grad()
     def logits(self, reviews: TokenizedReviews, rows: np.ndarray) -> torch.Tensor:
-        seen = reviews.features(self.model, rows).split(64)  # a score may take memory of queries × support × hidden
+        seen = reviews.features(self.model, rows)
+        seen = seen.split(max(2**24 // self.support.numel(), 1))  # scores may take memory of queries × support × hidden
         return torch.cat([self.scores(queries, self.support, self.classes) for queries in seen])
 
 
@@ -120,11 +129,18 @@ class Prototypical(MetricLearner):
 
     c_k is the mean of the features of class k. It is a linear classifier on the features (§2.4): up to a term that all
     classes share, −‖f − c‖² = 2 c·f − ‖c‖². Learning a task writes these into the model's last matrix, so that what
-    comes out is an ordinary classifier.
+    comes out is an ordinary classifier. Both parts are written less their means over the classes, which shifts all
+    scores alike: what is left is small, and bfloat16 does not round the differences of the scores away.
     """
 
     name = "protonet"
     is_classifier = True
+
+    @classmethod
+    def own_module(cls, model: PreTrainedModel) -> None:
+        super().own_module(model)
+        if final_layer(model).bias is None:  # −‖c‖² has no place
+            raise BadInput(f"the last matrix of {type(model).__name__} has no bias — take reptile or fomaml")
 
     def scores(self, queries: torch.Tensor, support: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return negative_squared_distance(queries, prototypes(support, classes))
@@ -132,8 +148,9 @@ class Prototypical(MetricLearner):
     @torch.no_grad()
     def remember(self, support: torch.Tensor, classes: torch.Tensor) -> None:
         layer, centres = final_layer(self.model), prototypes(support, classes)
-        layer.weight.copy_(2 * centres)
-        layer.bias.copy_(-centres.square().sum(-1))
+        squares = centres.square().sum(-1)
+        layer.weight.copy_(2 * (centres - centres.mean(0)))
+        layer.bias.copy_(squares.mean() - squares)
 
     def logits(self, reviews: TokenizedReviews, rows: np.ndarray) -> torch.Tensor:
         return reviews.logits(self.model, rows)
@@ -175,6 +192,7 @@ class Siamese(MetricLearner):
 
     @classmethod
     def own_module(cls, model: PreTrainedModel) -> nn.Module:
+        super().own_module(model)
         return nn.Linear(final_layer(model).in_features, 1)
 
     def pairs(self, queries: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
@@ -204,6 +222,7 @@ class Relation(MetricLearner):
 
     @classmethod
     def own_module(cls, model: PreTrainedModel) -> nn.Module:
+        super().own_module(model)
         hidden = final_layer(model).in_features
         return nn.Sequential(nn.Linear(4 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
