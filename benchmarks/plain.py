@@ -1,4 +1,6 @@
-"""The plain way: Reptile for text as most people write it, and as the original does. Only to be measured against.
+"""The plain way: Reptile for text as most people write it, and as the original blog post's code does.
+
+Only to be measured against.
 
 For every task the whole list of reviews is filtered, shuffled and tokenised again, padded to 512 tokens; the model is
 copied with `deepcopy`, gets a new optimiser and a `DataLoader`; the query set is scored after every inner epoch; the
@@ -22,7 +24,7 @@ class PlainReptile:
     """Reptile over reviews that are a list of dicts (`text`, `label` 0 or 1, `domain`).
 
     Attributes:
-        padding: `max_length` pads every review to `max_length` tokens, `longest` to the longest of its set.
+        padding: `max_length` pads every review to `max_length` tokens, `longest` to the longest of its minibatch.
         score_queries: score the query set after every inner epoch.
         optimizer: of the inner loop; a new one for every task.
     """
@@ -60,6 +62,12 @@ class PlainReptile:
         labels = torch.tensor([record["label"] for record in records])
         return TensorDataset(found["input_ids"], found["attention_mask"], labels)
 
+    def cut(self, batch: list[torch.Tensor]) -> list[torch.Tensor]:
+        """A minibatch's token numbers, mask and labels, without the padding that only other minibatches need."""
+        input_ids, mask, labels = batch
+        longest = int(mask.sum(1).max()) if self.padding == "longest" else mask.shape[1]
+        return [input_ids[:, :longest], mask[:, :longest], labels]
+
     def adapted(self, support: list[dict], query: list[dict], order: Sequence[np.ndarray] | None = None) -> nn.Module:
         """A copy of the model after the inner loop; `order` gives the minibatches, instead of a shuffle an epoch."""
         fast_model = copy.deepcopy(self.model)
@@ -73,7 +81,7 @@ class PlainReptile:
             sampler = None if order is None else [batch.tolist() for batch in order[done : done + steps]]
             loader = (DataLoader(rows, batch_size=self.inner_batch, shuffle=True) if sampler is None
                       else DataLoader(rows, batch_sampler=sampler))  # fmt: skip
-            for _, (input_ids, mask, labels) in zip(range(steps), loader, strict=False):
+            for _, (input_ids, mask, labels) in zip(range(steps), map(self.cut, loader), strict=False):
                 loss = fast_model(
                     input_ids=input_ids.to(device), attention_mask=mask.to(device), labels=labels.to(device)
                 ).loss
@@ -90,7 +98,7 @@ class PlainReptile:
         """Share of the query set that the model gets right."""
         device = next(model.parameters()).device
         right = 0
-        for input_ids, mask, labels in DataLoader(rows, batch_size=self.inner_batch):
+        for input_ids, mask, labels in map(self.cut, DataLoader(rows, batch_size=self.inner_batch)):
             logits = model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
             right += int((logits.argmax(-1).cpu() == labels).sum())
         return right / len(rows)
