@@ -51,12 +51,14 @@ to run: rounding grows while it trains.
 """
 ELSEWHERE = """## On another machine
 
-{cpu}, {cores} cores; all else as above ([all figures]({file})).
+{cpu}, {cores} cores; all else as above ([all figures]({file})).{older}
 
 {same}
 {rest}
 """
 
+OLDER = """ Measured before the plain way padded each minibatch by itself: it is padded
+to the longest of its set, and the ratio is the median task's."""
 GPU = """{name}, torch {torch}, bfloat16 (`make bench-gpu`). Real reviews cut at {longest} tokens, 10 + 10 support, 5
 steps of {batch} reviews; random weights of each model's size. *metalib* is the library as it is, with its recorded
 passes; *in step* are n tasks in one lot of calls ([stack.py](stack.py): a BERT by hand, compiled between its products,
@@ -198,6 +200,7 @@ def rest_table(results: dict[str, Any]) -> str:
 def page(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
     """The whole of `RESULTS.md`; others: name of a file → what another machine measured."""
     elsewhere = "".join(ELSEWHERE.format(file=name, same=same_theta_table(found), rest=rest_table(found),
+                                         older=OLDER * ("padded_to" not in found.get("tiny_longest", {})),
                                          **found["machine"]) for name, found in others.items())  # fmt: skip
     unknown = dict.fromkeys(("cpu", "cores", "threads", "python", "torch", "transformers"), "?")
     return PAGE.format(same=same_theta_table(results), rest=rest_table(results), elsewhere=elsewhere,

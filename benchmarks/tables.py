@@ -123,13 +123,11 @@ def domain_means(pieces: list[Piece], kind: str, metric: str) -> np.ndarray:
 
 
 def arsc_difference(a: list[Piece], b: list[Piece], metric: str, kind: str = "plain") -> dict[str, Any]:
-    """a − b over the seeds that both have, as `evaluation.json` has it; the 95% interval is over the target domains.
+    """a − b, each the mean of all its seeds, as `evaluation.json` has it; the 95% interval is over the target domains.
 
     Domains are the unit (t with 3 degrees of freedom): the thresholds of one domain are about the same products.
     """
-    shared = {piece["seed"] for piece in a} & {piece["seed"] for piece in b}
-    both = [[piece for piece in pieces if piece["seed"] in shared] for pieces in (a, b)]
-    gaps = domain_means(both[0], kind, metric) - domain_means(both[1], kind, metric)
+    gaps = domain_means(a, kind, metric) - domain_means(b, kind, metric)
     half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
     middle = float(gaps.mean())
     return {"a": a[0]["learner"], "b": b[0]["learner"], "metric": metric, "difference": middle,
@@ -147,11 +145,17 @@ def arsc_pairs(scores: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def arsc_paired_table(scores: dict[str, Any]) -> str:
-    """Paired differences on the same tasks and seeds."""
-    rows, pairs = [], arsc_pairs(scores)
-    for accuracy, balanced in zip(pairs[::2], pairs[1::2], strict=True):
+    """Paired differences on the same tasks: as trained, and between what knows the threshold."""
+    methods = by_method(scores)
+    pairs = [(pair, "") for pair in arsc_pairs(scores)]
+    if {"heads", "joint"} <= methods.keys():
+        pairs += [(arsc_difference(methods["heads"], methods["joint"], metric, kind), f", both with {words}")
+                  for kind, words in (("known", "a threshold's head"), ("half", "half the odds"))
+                  for metric in METRICS[:2]]  # fmt: skip
+    rows = []
+    for (accuracy, kind), (balanced, _) in zip(pairs[::2], pairs[1::2], strict=True):
         cells = [report.percent({"mean": pair["difference"], "ci95": pair["ci95"]}) for pair in (accuracy, balanced)]
-        rows.append([f"{plots.label(balanced['a'])} − {plots.label(balanced['b'])}", *cells])
+        rows.append([f"{plots.label(balanced['a'])} − {plots.label(balanced['b'])}{kind}", *cells])
     return report.table(["difference in points, 95% interval", "accuracy", "balanced accuracy"], rows)
 
 
@@ -401,7 +405,7 @@ def results_page(root: Path) -> str:
     """RESULTS.md."""
     scores, evaluation = read(root, "arsc/scores.json"), read(root, "amazon_original/evaluation.json")
     base = read_config(root / "configs" / "arsc.yaml")
-    tuning = read(root, "arsc/tuning.json")
+    tuning, earlier = read(root, "arsc/tuning.json"), read(root, "arsc/earlier.json")["pieces"]
     run = {"joint": (base.for_learner("joint").adapt_steps, base.max_length), "heads": (HEADS_STEPS, HEADS_LENGTH)}
     fill = {
         "short_texts": searched(tuning, 6000, max_length="", adapt_steps="0"),
@@ -429,6 +433,10 @@ def results_page(root: Path) -> str:
         "training_tasks": scores["training_tasks"], "training_reviews": f"{scores['training_reviews']:,}",
         "missing": missing_words(scores, ["probe", *base.baselines, "heads", base.learner]),
         "odds": ", ".join(f"{name}: {odds:.2f}" for name, odds in scores["log_odds"].items()),
+        **{f"earlier_{kind}": " / ".join(f"{fmean(mean(piece, kind, metric) for piece in earlier):.1f}"
+                                         for metric in METRICS[:2]) for kind in ("plain", "half")},
+        "heads_plain": " / ".join(f"{fmean(mean(piece, 'plain', metric) for piece in by_method(scores)['heads']):.1f}"
+                                  for metric in METRICS[:2]),
         "above_joint": above_joint([*arsc_pairs(scores), *evaluation["paired"]]), **numbers(scores, evaluation),
     }  # fmt: skip
     return TEMPLATE.read_text(encoding="utf-8").format(**fill)

@@ -120,6 +120,8 @@ def summarise(right: Rights, labels: np.ndarray, seen: Folds | None = None) -> S
             if seen:
                 differences = seen.scores[metric][first] - seen.scores[metric][name]
                 found = wider(found, interval(differences, seen.episodes), -1.0)
+            if name == "majority":  # and nobody can be better than always right
+                found["ci95"][1] = min(found["ci95"][1], 1 - methods[name][metric]["mean"])
             paired.append({"a": first, "b": name, "metric": metric, "difference": found["mean"], "ci95": found["ci95"]})
     return {"methods": methods, "paired": paired}
 

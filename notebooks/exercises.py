@@ -5,6 +5,7 @@ with a hint that names the mistake where it is not. In the notebooks, `teaching.
 """
 
 import copy
+import itertools
 import math
 import runpy
 import sys
@@ -80,6 +81,9 @@ def check_balanced_accuracy(answer: Callable[[np.ndarray, np.ndarray], float]) -
     only = answer(np.array([1, 1, 0, 1]), np.array([1, 1, 1, 1]))
     assert not np.isnan(only), "where a class is absent from the labels you divide by zero: average over those present"
     assert close(only, 0.75), "where a class is absent from the labels, average over the classes that are present"
+    assert close(answer(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])), 2.5 / 3), (
+        "there may be more classes than two: go through all class numbers that are in the labels"
+    )
 
 
 @exercise
@@ -142,6 +146,10 @@ def check_draw_task(answer: Callable[..., tuple[np.ndarray, np.ndarray]]) -> Non
     assert rows(0, 3) != rows(1, 3), "every seed gives the same task: put the seed into the generator's seed"
     assert rows(0, 3) != rows(1, 2) and rows(2, 3) != rows(3, 2), (
         "(seed, index) and (index, seed), or equal sums of them, give the same task: seed with the pair, not a sum"
+    )
+    pairs = [*itertools.product(range(4), range(300)), *((0, 10**power) for power in range(3, 7))]
+    assert len({tuple(rows(*pair)) for pair in pairs}) == len(pairs), (
+        "two different pairs give the same task: seed with the pair (seed, index) itself, not with a number made of it"
     )
 
 
@@ -404,6 +412,9 @@ def check_overall_score(answer: Callable[..., float]) -> None:
     )
     assert not np.isnan(found), "a class that does not occur in an episode gives 0 / 0: leave it out there"
     assert right, f"with three episodes of domain a and one of b it is {wanted:.4f}, yours is {float(found):.4f}"
+    assert close(answer(np.eye(3)[[[0, 1, 2, 2]]], np.array([[0, 1, 1, 2]]), ["a"]), 2.5 / 3), (
+        "there may be more classes than two: go through all that are in an episode's labels"
+    )
 
 
 @exercise
@@ -502,6 +513,8 @@ def check_contribution(answer: Callable[..., np.ndarray]) -> None:
             f"a mean of means: with {meta_batch} tasks on {processes} processes, the tasks of those with fewer count "
             "for more"
         )
+        near = np.allclose(total, right, rtol=0, atol=1e-6)
+        assert not near, "right up to rounding: add up in float64 from the start"
         raise AssertionError(f"meta-batch {meta_batch}, {processes} processes: the parts do not add up to the mean")
 
 
@@ -562,6 +575,9 @@ def check_linear_prototypes(answer: Callable[[np.ndarray, np.ndarray], tuple[np.
     norms = (centres**2).sum(1)
     sums = centres * np.bincount(labels)[:, None]
     assert not alike(w, b, centres, -norms), "the factor 2 is missing: −‖f − c‖² has 2 c·f in it"
+    assert not alike(w, b, centres, -norms / 2), (
+        "the ranking is right, but all scores are halved: keep the factor 2, so that the softmax is the same, too"
+    )
     assert not alike(w, b, 2 * centres, norms), "b has the wrong sign: it is −‖c‖²"
     assert not alike(w, b, 2 * centres, 0 * norms), "b is left out: −‖c‖² differs from class to class"
     assert not alike(w, b, 2 * centres, -np.sqrt(norms)), "the norm in b must be squared"
@@ -865,10 +881,13 @@ def check_to_answers(answer: Callable[[np.ndarray, list[str]], list[tuple[str, f
         f"the first score is {wanted[0, 0]:.4f}, yours is {scores[0]:.4f}: exp(logit) over the sum of exp(logits)"
     )
     with np.errstate(all="ignore"):
-        (label, score), *_ = answer(np.array([[1000.0, 999.0, 0.0]]), names)
+        (label, score), (other, lower) = answer(np.array([[1000.0, 999.0, 0.0], [0.0, 1.0, 2.0]]), names)
     assert label == "bad" and math.isclose(float(score), 1 / (1 + math.exp(-1)), rel_tol=1e-6), (
         "a logit of 1000 overflows: exp(1000) is infinite. Take each row's largest logit away first; the softmax is "
         "the same"
+    )
+    assert other == "good" and math.isclose(float(lower), 1 / (1 + math.exp(-1) + math.exp(-2)), rel_tol=1e-6), (
+        "beside a text with a logit of 1000, an ordinary one gets no score: take away each row's own largest logit"
     )
 
 
