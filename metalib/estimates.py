@@ -120,8 +120,9 @@ def summarise(right: Rights, labels: np.ndarray, seen: Folds | None = None) -> S
             if seen:
                 differences = seen.scores[metric][first] - seen.scores[metric][name]
                 found = wider(found, interval(differences, seen.episodes), -1.0)
-            if name == "majority":  # and nobody can be better than always right
-                found["ci95"][1] = min(found["ci95"][1], 1 - methods[name][metric]["mean"])
+            if name == "majority":  # nobody is better than always right
+                most = max(1 - of_texts(right[name], groups)["mean"], found["mean"])
+                found["ci95"][1] = min(found["ci95"][1], most)
             paired.append({"a": first, "b": name, "metric": metric, "difference": found["mean"], "ci95": found["ci95"]})
     return {"methods": methods, "paired": paired}
 
