@@ -115,7 +115,7 @@ class Adapt:
     seed: int = 0
     """Seed of the draw, of the folds of the cross-validation, of a new head and of the gradient steps."""
     adapt_steps: int | None = None
-    """Gradient steps on the examples; none = as in the run, but enough to see each example once."""
+    """Gradient steps on the examples; none = as in the run, but, if any, enough to see each example once."""
     adapt_lr: float | None = None
     """Learning rate of these steps; none = as in the run."""
 

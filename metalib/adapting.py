@@ -73,8 +73,8 @@ def adapt(
         shots: learn from so many examples of each class, drawn by the seed; the others are a test. None: from all.
         text_column, label_column: names of the columns of the text and of the label.
         seed: of the draw, of the folds, of a new head, and of the gradient steps.
-        adapt_steps, adapt_lr: number and learning rate of the gradient steps; None: as in the run, but at least as many
-            steps as it takes to see each example once.
+        adapt_steps, adapt_lr: number and learning rate of the gradient steps; None: as in the run, but, if it takes
+            any, enough to see each example once.
 
     Raises:
         BadInput: before anything is written: an unfinished run, data that cannot be used, a folder that is there.
@@ -144,6 +144,9 @@ def open_run(folder: Path, theta: torch.Tensor, names: Sequence[str], seed: int,
     model, tokenizer = load_trained(folder, read_run(folder), known, theta)
     order = order_of(names, known)
     if order is None:
+        if config.adapt_steps == 0 and not issubclass(LEARNERS[config.learner], MetricLearner):
+            raise BadInput(f"the run knows the classes {', '.join(known)}, and without a gradient step nobody learns "
+                           "others (adapt_steps=0) — give adapt_steps")  # fmt: skip
         new_head(model, len(names), seed)
     else:
         names = [names[order.index(number)] for number in range(len(known))]

@@ -11,6 +11,7 @@ from transformers import AlbertConfig, AutoConfig, AutoModelForSequenceClassific
 
 from metalib.config import Config
 from metalib.errors import BadInput
+from metalib.models import positions
 from metalib.parts import freeze_lower_layers
 from metalib.report import table
 
@@ -63,7 +64,7 @@ def cost_of(name: str, config: Config) -> Cost:
         size = SIZES[name] if name in SIZES else AutoConfig.from_pretrained(name)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(size, attn_implementation="eager")
-        longest = getattr(model.config, "max_position_embeddings", config.max_length)
+        longest = positions(model)
         if config.max_length > longest:
             raise BadInput(f"max_length={config.max_length}: model {name!r} reads at most {longest} tokens — lower it")
         freeze_lower_layers(model, config.frozen_layers)

@@ -120,9 +120,10 @@ def summarise(right: Rights, labels: np.ndarray, seen: Folds | None = None) -> S
             if seen:
                 differences = seen.scores[metric][first] - seen.scores[metric][name]
                 found = wider(found, interval(differences, seen.episodes), -1.0)
-            if name == "majority":  # nobody is better than always right
-                most = max(1 - of_texts(right[name], groups)["mean"], found["mean"])
-                found["ci95"][1] = min(found["ci95"][1], most)
+            if name == "majority":  # nobody is better than always right, or worse than never
+                known, mean = of_texts(right[name], groups)["mean"], found["mean"]
+                low, high = found["ci95"]
+                found["ci95"] = [max(low, min(-known, mean)), min(high, max(1 - known, mean))]
             paired.append({"a": first, "b": name, "metric": metric, "difference": found["mean"], "ci95": found["ci95"]})
     return {"methods": methods, "paired": paired}
 
@@ -165,14 +166,20 @@ def exact_difference(a: np.ndarray, b: np.ndarray, is_constant: bool) -> list[fl
     """Both ends of the mean of a − b, (texts,) each.
 
     Where b is a constant rule's, a alone is uncertain. Else a − b is the share of the texts that a alone gets right,
-    less the share that b alone does, each with its exact interval; put together as in `combined`.
+    less the share that b alone does, each with its exact interval; put together as in `combined`, but for their
+    correlation: no text is in both.
     """
     if is_constant:
         return [end - float(b.mean()) for end in exact(a.mean(), len(a), 0.95)]
     more, fewer = (float(np.maximum(side, 0).mean()) for side in (a - b, b - a))
     (low, high), (least, most) = exact(more, len(a), 0.95), exact(fewer, len(a), 0.95)
-    return [more - fewer - float(np.hypot(more - low, most - fewer)),
-            more - fewer + float(np.hypot(high - more, fewer - least))]  # fmt: skip
+    root = np.sqrt(more * (1 - more) * fewer * (1 - fewer))
+    correlation = -more * fewer / root if root else 0.0
+
+    def far(x: float, y: float) -> float:
+        return float(np.sqrt(x**2 + y**2 - 2 * correlation * x * y))
+
+    return [more - fewer - far(more - low, most - fewer), more - fewer + far(high - more, fewer - least)]
 
 
 def scores_text(scores: Scores, clean: Clean = escape) -> str:

@@ -134,9 +134,14 @@ def positions_of(model: PreTrainedModel) -> torch.nn.Module | None:
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the longest text that both can read."""
+    return int(min(tokenizer.model_max_length, positions(model)))
+
+
+def positions(model: PreTrainedModel) -> int:
+    """Tokens of the longest text that the model can read."""
     padding = getattr(positions_of(model), "padding_idx", None)
     skipped = 0 if padding is None else padding + 1  # RoBERTa's positions start after its padding number
-    return int(min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", sys.maxsize) - skipped))
+    return (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - skipped
 
 
 def _load_checkpoint(name: str, heads: dict) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

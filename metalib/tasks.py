@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 from datasets import Dataset
@@ -60,7 +61,8 @@ class TaskSampler:
                for domain, pool in self.pools.items()
                if min(found := {len(rows): name for rows, name in zip(pool, self.class_names, strict=True)}) < needed}
         if few:
-            more = f", and so on ({len(few)} of {len(self.pools)} domains: {', '.join(few)})" if len(few) > 5 else ""
+            named = shorten(", ".join(few), 600, placeholder=" …")
+            more = f", and so on ({len(few)} of {len(self.pools)} domains: {named})" if len(few) > 5 else ""
             raise BadInput(f"{', '.join(list(few.values())[:5])}{more}; shots={shots} with queries={queries} needs "
                            f"{needed} — lower one of them, or leave these domains out")  # fmt: skip
 

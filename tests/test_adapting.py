@@ -289,6 +289,12 @@ def test_a_head_without_a_bias(config: Config, splits: Splits, mine: Path, tmp_p
             prepare(replace(run, learner=name), splits, make_accelerator())
 
 
+def test_a_new_head_without_a_step_is_refused(make_run: MakeRun, mine: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"the classes negative, positive, .* \(adapt_steps=0\) — give adapt_steps"):
+        metalib.adapt(make_run()[0], mine / "three.jsonl", tmp_path / "out", None, "words", "kind", adapt_steps=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_many_examples_are_all_seen(make_run: MakeRun, mine: Path, tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO")
     rows = [{"text": f"{row['text']} {n}", "label": row["label"]} for n in range(2) for row in load_examples(

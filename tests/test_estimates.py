@@ -151,6 +151,15 @@ def test_one_more_mistake_makes_no_interval_much_narrower() -> None:
     assert all(more > 0.95 * less for less, more in pairwise(widths))
 
 
+def test_intervals_of_a_difference_hold_the_truth() -> None:
+    generator, held, labels = np.random.default_rng(1), 0, np.zeros(100, dtype=int)
+    for _ in range(600):
+        kind = generator.choice(3, size=100, p=[0.25, 0.25, 0.5])  # one alone is right, the other alone, both
+        found = pair(outcome(labels, np.flatnonzero(kind == 1), rival=(kind == 0).astype(int)), "rival", "accuracy")
+        held += found["ci95"][0] <= 0 <= found["ci95"][1]
+    assert held >= 0.94 * 600
+
+
 def test_intervals_of_balanced_accuracy_hold_the_truth_where_one_class_is_rare() -> None:
     generator, truth, held = np.random.default_rng(0), (0.8, 0.95), 0
     labels = np.array([*[0] * 4, *[1] * 40])

@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import load_file
 from test_learners import Points, Regression, a_task
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForSequenceClassification,
+    pipeline,
+)
 
 from metalib.config import read_config
 from metalib.inner import InnerLoop, adapt, minibatches, untouched
@@ -239,6 +245,13 @@ def test_siamese_takes_the_class_of_the_nearest_pair(family, seen):
     nearest = classes.argmax(-1)[expected.argmax(-1)]
     assert set(nearest.tolist()) == {0, 1}
     assert learner.scores(queries, support, classes).argmax(-1).tolist() == nearest.tolist()
+
+
+def test_a_classifier_that_looks_for_the_texts_end_has_features():
+    model = BartForSequenceClassification(BartConfig(
+        vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, num_labels=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=20))  # fmt: skip
+    assert Matching.own_module(model.eval()) is None
 
 
 def test_the_losses_of_siamese_and_relation_networks_by_hand(family, seen):

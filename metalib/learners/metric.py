@@ -60,8 +60,10 @@ class MetricLearner(Learner):
 
     @classmethod
     def own_module(cls, model: PreTrainedModel) -> nn.Module | None:
-        """As for every learner. Raises BadInput where the model has no features, of a text of two words."""
-        words = torch.tensor([[3, 4]], device=model.device)
+        """As for every learner. Raises BadInput where the model has no features, of a text of some words."""
+        end = getattr(model.config, "eos_token_id", None)  # which some classifiers look for
+        known = isinstance(end, int) and end < model.get_input_embeddings().num_embeddings
+        words = torch.tensor([[3, 4, end if known else 3]], device=model.device)
         with torch.no_grad():
             features(model, {"input_ids": words, "attention_mask": torch.ones_like(words)})
         return None
