@@ -1,6 +1,4 @@
-"""The plain way: Reptile for text as most people write it, and as the original blog post's code does.
-
-Only to be measured against.
+"""The plain way: Reptile for text as most people write it. Only to be measured against.
 
 For every task the whole list of reviews is filtered, shuffled and tokenised again, padded to 512 tokens; the model is
 copied with `deepcopy`, gets a new optimiser and a `DataLoader`; the query set is scored after every inner epoch; the

@@ -229,14 +229,14 @@ class Config:
             if key not in OWN_SETTINGS:
                 raise BadInput(f"{source}: {key} is one for the whole run — set it there, not under {name}")
         LEARNERS[name].check(config.training_loop())
-        if name != self.learner and config.outer_kind != self.for_learner(self.learner).outer_kind:
+        main = config if name == self.learner else self.for_learner(self.learner, classes)
+        if config.outer_kind != main.outer_kind:
             first, last = (getattr(config, key) if key in own else None for key in ("epsilon", "epsilon_final"))
             config = replace(config, epsilon=first, epsilon_final=last)
         if name == "finetuned":
             if config.meta_steps:
                 raise BadInput(f"{source}: meta_steps={config.meta_steps}, but it is not meta-trained — leave it out")
         elif name != self.learner != "finetuned" and "meta_steps" not in own:
-            main = self.for_learner(self.learner, classes)
             passes = main.meta_steps * main.passes_per_step(classes)
             steps = max(round(passes / config.passes_per_step(classes)), min(main.meta_steps, 1))
             config = replace(config, meta_steps=steps)

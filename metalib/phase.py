@@ -43,7 +43,7 @@ def worlds(config: Config, grid: dict[str, list[str]]) -> tuple[list[tuple[str, 
     named: dict[str, Config] = {}
     for values in product(*grid.values()):
         world = make_config({**vars(config), **dict(zip(grid, values, strict=True))}, "--grid")
-        learners = {world.learner, *world.baselines}
+        learners = world.learners
         if "joint" not in learners or len(learners) == 1:
             raise BadInput(f"rivals are compared with joint training; the learners are {', '.join(sorted(learners))} "
                            "— name joint and a rival, as in --learner reptile --baselines joint")  # fmt: skip

@@ -87,7 +87,7 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
 def check_reviews(config: Config, splits: Splits, folder: Path) -> None:
     """Raise BadInput where a learner in the run's folder was trained with other reviews than these."""
     reviews = hash_reviews(splits.train, splits.validation)
-    for name in (*config.baselines, config.learner):
+    for name in config.learners:
         refuse_other_reviews(learner_folder(folder, config, name), reviews)
 
 
