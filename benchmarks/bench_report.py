@@ -61,30 +61,27 @@ ELSEWHERE = """## On another machine
 OLDER = """ Measured before the plain way padded each minibatch by itself: it is padded
 to the longest of its set, and the ratio is the median task's."""
 GPU = """{name}, torch {torch}, bfloat16 (`make bench-gpu`). Real reviews cut at {longest} tokens, 10 + 10 support, 5
-steps of {batch} reviews; random weights of each model's size. *metalib* is the library as it is, with its recorded
-passes; *in step* are n tasks in one lot of calls ([stack.py](stack.py): a BERT by hand, compiled between its products,
-SGD, no dropout), which the library does not have. In float32 both give the same direction (to {difference} of its
-length, asserted); rounding to bfloat16 moves it by up to {low}%. *Tokens*: of a task's step, on average over the five
-lots of tasks that were timed (the first few tasks are lighter than most). *Ratio*: tasks a second against the plain
-way, padded to {longest} tokens, on the same GPU, first five tasks (goal ≥ 5), over the spread of both. *Matrix rate*:
-bfloat16 products of a layer, forward and backward, for the mean number of tokens.{missing}
+steps of {batch} reviews where nothing else is said; random weights of each model's size. *metalib* is the library as
+it is, with its recorded passes; *in step* are n tasks in one lot of calls ([stack.py](stack.py): a BERT by hand, SGD,
+no dropout, compiled between its products, with an [attention of its own](attention.py)), which the library does not
+have. In float32 both give the same direction (to {difference} of its length, asserted); rounding to bfloat16 moves it
+by up to {low}%. *Tasks a second*: all lots of tasks together, least and most of a lot (20 tasks one by one or in
+fours, 80 in sixteens), each lot's median of three, once its shapes have been met and recorded. *Tokens*: of a task's
+step. *Matrix rate*: bfloat16 products of a layer, forward and backward, for as many tasks of so many tokens; query,
+key and value are one product. *Plain way*: padded to {longest} tokens, on the same GPU, the same 20 tasks. *Ratio*:
+all against all, least and most over the spread of both (goal ≥ 5).{missing}
 
 {table}
-The goal for BERT-base is 40% of the matrix rate; the most is {most}%. Ten short reviews are little work for weights
+The goal for BERT-base is 40% of the matrix rate; in step it is {most}. Ten short reviews are little work for weights
 that every task has to itself: these are read, stepped and written at every step, as many bytes for ten reviews as for
-a thousand. The products themselves run at nearly their rate; attention within texts of some 90 tokens fills its
-kernel's blocks of 128 badly, and what stands between the products is bound by memory."""
+a thousand. The products take about half of the time; the rest is attention, what stands between the products, and the
+steps of SGD, all of them bound by memory."""
 
 
 def around(spread: dict[str, Any], digits: int = 1, unit: str = "", scale: float = 1) -> str:
     """ "6.1× (5.9 to 6.4)": median, least and most."""
     median, low, high = (f"{spread[key] * scale:,.{digits}f}" for key in ("median", "min", "max"))
     return f"{median}{unit} ({low} to {high})"
-
-
-def product(row: dict[str, Any]) -> dict[str, float]:
-    """Tasks a second times the plain way's seconds a task."""
-    return {key: row["tasks_per_second"][key] * row["plain_seconds"][key] for key in ("median", "min", "max")}
 
 
 def same_theta_table(results: dict[str, Any]) -> str:
@@ -149,26 +146,30 @@ def gpu_text(results: dict[str, Any]) -> str:
     """The table of `benchmarks/gpu.py`, where it was run."""
     if not (gpu := results.get("gpu")):
         return "Not measured yet: no GPU was at hand. `make bench-gpu` writes this table."
-    first = gpu["rows"][0]
-    ways = {"library": "metalib", "stack": "in step"}
-    more = [f", {row['batch']} reviews a step" * (row["batch"] != first["batch"]) for row in gpu["rows"]]
-    rows = [[row["model"] + steps, f"{ways[row['way']]}, {row['at_a_time']}", around(row["tasks_per_second"]),
-             f"{row['tokens']:.0f}", around(row["share"], 0, scale=100), f"{row['matrix_tflops']:.0f}",
-             around(row["plain_seconds"], 2), around(product(row), 1, "×")]
-            for row, steps in zip(gpu["rows"], more, strict=True)]  # fmt: skip
+    first, ways = gpu["rows"][0], {"library": "metalib", "stack": "in step"}
+    found = {(row["model"], row["batch"], ways[row["way"]], row["at_a_time"]): row for row in gpu["rows"]}
+    rows = []
+    for (model, batch, way, count), row in found.items():
+        speed, share = ({**row[key], "median": row["all"][key]} for key in ("tasks_per_second", "share"))
+        plain = {**row["plain_seconds"], "median": row["plain_seconds"]["mean"]}
+        ratio = {key: speed[key] * plain[key] for key in ("median", "min", "max")}
+        rows.append([model + f", {batch} reviews a step" * (batch != first["batch"]), f"{way}, {count}", around(speed),
+                     f"{row['tokens']:.0f}", around(share, 0, scale=100), f"{row['matrix_tflops']:.0f}",
+                     around(plain, 2), around(ratio, 1, "×")])  # fmt: skip
     head = ["model", "tasks at a time", "tasks a second", "tokens", "% of the matrix rate", "that rate, TFLOP/s",
             "plain way, s a task", "ratio"]  # fmt: skip
-    there = {(row["model"], row["at_a_time"]) for row in gpu["rows"] if row["way"] == "stack"}
-    missing = [f"{model} with {count} tasks in step" for model in dict.fromkeys(row["model"] for row in gpu["rows"])
-               for count in (1, 4, 16) if (model, count) not in there]  # fmt: skip
-    low = max(row.get("low_difference", 0) for row in gpu["rows"])
-    most = max(row["share"]["median"] for row in gpu["rows"] if row["model"] == first["model"])
+    models, batches = ({row[key]: None for row in gpu["rows"]} for key in ("model", "batch"))
+    missing = [f"{model} with {count} tasks in step, {batch} reviews a step" for batch in batches for model in models
+               for count in ((1, 4, 16) if batch == first["batch"] else (16,))
+               if (model, batch, "in step", count) not in found]  # fmt: skip
+    best = {batch: max(row["all"]["share"] for row in gpu["rows"]
+                       if (row["model"], row["batch"]) == (first["model"], batch)) for batch in batches}  # fmt: skip
     return GPU.format(
         name=gpu["name"], torch=gpu["torch"], batch=first["batch"], longest=first["max_length"],
-        table=table(head, rows), low=f"{100 * low:.0f}",
-        missing=f" Not measured in the time there was: {', '.join(missing)}." if missing else "",
-        most=f"{100 * most:.0f}",
-        difference=f"{max(row['difference'] for row in gpu['rows']):.0e}",
+        table=table(head, rows), difference=f"{max(row['difference'] for row in gpu['rows']):.0e}",
+        low=f"{100 * max(row.get('low_difference', 0) for row in gpu['rows']):.0f}",
+        missing=f"\nNot measured in the time there was: {', '.join(missing)}." if missing else "",
+        most=", ".join(f"{100 * share:.0f}% at {batch} reviews a step" for batch, share in best.items()),
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ PACKED = "metalib_packed"
 WORTH_IT = 1_000_000  # numbers saved; below, a smaller matrix of words does not pay
 MOST = 200  # shapes that are recorded: each keeps some memory
 ROOM: ContextVar[int] = ContextVar("room", default=0)  # tokens that a packed batch takes; 0: as many as it has
+PARAMETERS: ContextVar[tuple] = ContextVar("parameters", default=(None, ()))  # a model's, while an inner loop runs
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,8 @@ class Padding:
         return empty.index_copy_(0, self.places, packed[0]).unflatten(0, self.keep.shape)
 
 
-def packed_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **how: Any
-) -> tuple[torch.Tensor, None]:
+def packed_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                     attention_mask: Any, **how: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention within each text: (1, heads, tokens, size) → (1, tokens, heads, size), as Transformers calls it."""
     if not isinstance(attention_mask, Padding):  # no text of the batch is shorter than another
         return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
@@ -103,8 +103,7 @@ def take_padding_out(stack: nn.Module, given: tuple, named: dict[str, Any]) -> t
 
 def put_padding_back(stack: nn.Module, given: tuple, named: dict[str, Any], output: Any) -> Any:
     """After the last layer: (rows, longest, hidden) again, as what stands on top of the layers expects it."""
-    padding = named.get("attention_mask")
-    if isinstance(padding, Padding):
+    if isinstance(padding := named.get("attention_mask"), Padding):
         output["last_hidden_state"] = padding.put_back(output["last_hidden_state"])
     return output
 
@@ -169,9 +168,9 @@ class Moving:
         words: called for the numbers (R,) of the words of the texts, each once; the padding's among them.
     """
 
-    def __init__(
-        self, model: nn.Module, weights: Weights, names: Collection[str], words: Callable[[], torch.Tensor]
-    ) -> None:
+    def __init__(self, model: nn.Module, weights: Weights, names: Collection[str],
+                 words: Callable[[], torch.Tensor]) -> None:  # fmt: skip
+        self.parameters = model, list(model.parameters())  # gathered once: a large model has hundreds
         name, self.table = word_table(model, names)
         if self.table is not None:
             self.words = words()
@@ -193,11 +192,13 @@ class Moving:
         return nn.functional.embedding(self.row_of[input_ids], self.rows, self.padding)
 
     def __enter__(self) -> "Moving":
+        self.token = PARAMETERS.set(self.parameters)
         if self.table is not None:
             self.table.forward = self.look_up  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *error: object) -> None:
+        PARAMETERS.reset(self.token)
         if self.table is not None:
             del self.table.forward
             self.table.weight.data[self.words] = self.rows.data
@@ -241,17 +242,15 @@ class Recorder:
         self.recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], torch.Tensor]] = {}
         self.works = True
 
-    def play(
-        self, passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", rows: np.ndarray, share: float
-    ) -> torch.Tensor:
-        """As `play` below."""
+    def play(self, passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", rows: np.ndarray, share: float,
+             parameters: Collection[nn.Parameter]) -> torch.Tensor:  # fmt: skip
+        """As `play` below; the parameters are the model's."""
         lengths = reviews.lengths[rows]
         rows = rows[np.argsort(-lengths, kind="stable")]  # the batch's last place is padding, if any is
         longest = min(32 * -(-int(lengths.max()) // 32), int(reviews.lengths.max()))
         room = min(128 * -(-int(lengths.sum()) // 128), len(rows) * longest)
         inputs = reviews.batch(rows, longest)
-        places = [(p.data_ptr(), p.requires_grad, p.grad.data_ptr() if p.grad is not None else 0)
-                  for p in model.parameters()]  # fmt: skip
+        places = [(p.data_ptr(), p.requires_grad, 0 if p.grad is None else p.grad.data_ptr()) for p in parameters]
         precision = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         key = (passes, len(rows), longest, room, share, model.training, precision, *places)
         token = ROOM.set(room)
@@ -269,9 +268,8 @@ class Recorder:
         graph.replay()
         return loss
 
-    def record(
-        self, key: tuple, passes: Passes, model: PreTrainedModel, inputs: dict[str, torch.Tensor], share: float
-    ) -> None:
+    def record(self, key: tuple, passes: Passes, model: PreTrainedModel, inputs: dict[str, torch.Tensor],
+               share: float) -> None:  # fmt: skip
         """Record the passes over a batch of this shape; nothing is computed yet."""
         graph, given = torch.cuda.CUDAGraph(), {name: tensor.clone() for name, tensor in inputs.items()}
         pool = next(iter(self.recordings.values()))[0].pool() if self.recordings else None
@@ -281,19 +279,22 @@ class Recorder:
             self.recordings[key] = graph, given, loss
         except Exception as error:  # other people's code again
             self.works = False
+            for generator in torch.cuda.default_generators:  # a recording that failed leaves them unusable
+                generator.graphsafe_set_state(generator.clone_state())
             log.info("%s is not recorded: %s", type(model).__name__, error)
 
 
 RECORDERS: WeakKeyDictionary[nn.Module, Recorder] = WeakKeyDictionary()
 
 
-def play(
-    passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", rows: np.ndarray, share: float
-) -> torch.Tensor:
+def play(passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", rows: np.ndarray,
+         share: float) -> torch.Tensor:  # fmt: skip
     """`passes(model, batch, share)` for the batch of some rows; on a GPU recorded, and played back.
 
     What it does must follow from shapes alone; it adds to the parameters' `grad` and returns a tensor.
     """
-    if reviews.device.type == "cuda" and all(p.grad is not None for p in model.parameters() if p.requires_grad):
-        return RECORDERS.setdefault(model, Recorder()).play(passes, model, reviews, rows, share)
+    whose, known = PARAMETERS.get()
+    parameters = known if whose is model else list(model.parameters())
+    if reviews.device.type == "cuda" and all(p.grad is not None for p in parameters if p.requires_grad):
+        return RECORDERS.setdefault(model, Recorder()).play(passes, model, reviews, rows, share, parameters)
     return passes(model, reviews.batch(rows), share)

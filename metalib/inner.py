@@ -136,7 +136,8 @@ def adapt(
                 with moving.whole():
                     after_step(step + 1)
                 model.train(loop.dropout)  # in whatever mode that has left it
-    model.train(was_training)
+    if was_training != loop.dropout:
+        model.train(was_training)
     return losses
 
 
@@ -177,4 +178,5 @@ def untouched(model: PreTrainedModel, weights: Weights, displacement: bool = Fal
         weights.grad.zero_()
         for buffer, before in buffers:
             buffer.copy_(before)
-        model.train(was_training)
+        if model.training != was_training:
+            model.train(was_training)

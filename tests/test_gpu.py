@@ -1,7 +1,9 @@
 """What holds on a GPU (`make test-gpu`). The fast path there records passes and plays them back."""
 
 import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,5 +99,28 @@ def test_what_cannot_be_recorded_is_computed_as_ever(model_bench, monkeypatch):
 
     monkeypatch.setattr(model_bench.model, "forward", looks)
     losses = [float(add_gradient(model_bench.model, model_bench.reviews["train"], np.arange(4))) for _ in range(4)]
+    assert float(torch.rand(1, device="cuda")) < 1  # dropout can still be drawn
     assert not fast.RECORDERS[model_bench.model].works
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_the_benchmark_attends_within_texts(size, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).resolve().parents[1] / "benchmarks")])
+    from attention import within_texts
+    from torch.nn.functional import scaled_dot_product_attention
+
+    lengths = [1, 100, 0, 63, 64, 300, 65, 0, 0, 47]
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device="cuda")
+    texts = torch.arange(len(lengths), dtype=torch.int32).repeat_interleave(torch.tensor(lengths)).cuda()
+    torch.manual_seed(0)
+    qkv = torch.randn(len(texts), 3, 4, size, device="cuda").bfloat16().float().requires_grad_()
+    slope = torch.randn(len(texts), 4 * size, device="cuda").bfloat16().float()
+    q, k, v = qkv.transpose(0, 2).unbind(1)
+    expected = scaled_dot_product_attention(q, k, v, texts[:, None] == texts).transpose(0, 1).flatten(1)
+    (expected_slope,) = torch.autograd.grad(expected, qkv, slope)
+    low = qkv.detach().bfloat16().requires_grad_()
+    found = within_texts(low, texts, ends)[0]
+    (found_slope,) = torch.autograd.grad(found, low, slope.bfloat16())
+    assert (found - expected).norm() <= 0.01 * expected.norm()
+    assert (found_slope - expected_slope).norm() <= 0.01 * expected_slope.norm()
