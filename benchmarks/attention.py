@@ -1,9 +1,10 @@
 """Attention within each of many short texts that lie one behind the other, on a GPU; used by `stack.py`.
 
 FlashAttention-2 (Dao, 2023, arXiv:2307.08691, algorithms 1 and 2) in Triton: scores never leave the chip. A program
-works on `BLOCK` tokens of the whole sequence and one head, whatever texts they belong to, and walks over the tokens of
-just these texts. So texts of some 90 tokens cost what they hold; kernels that begin anew with every text, in blocks of
-128 tokens, take twice as long. Queries, keys and values are read, and their gradients written, where they lie together.
+works on `BLOCK` tokens of the whole sequence and one head, whatever texts they belong to, and walks over the tokens
+of just these texts. For texts of some 90 tokens this took 14 ms where `varlen_attn`, which begins anew with every
+text in blocks of 128 tokens, took 26 (H200, BERT-base, five steps of 16 tasks of ten texts, forward and backward).
+Queries, keys and values are read, and their gradients written, where they lie together.
 """
 
 import math

@@ -212,7 +212,7 @@ class Stack:
                        if part.partition(".")[2] in MATRICES}  # θ's matrices, rounded as they are computed with
         self.fast = dtype == torch.bfloat16 and self.device.type == "cuda"
         self.started: torch.cuda.CUDAGraph | None = None
-        self.steps: dict[tuple[int, bool, bool], tuple[Inputs, torch.cuda.CUDAGraph]] = {}  # see `play`
+        self.steps: dict[tuple[int, int, bool, bool], tuple[Inputs, torch.cuda.CUDAGraph]] = {}  # see `play`
         calls: tuple[Callable[..., Any], ...] = (front, layer, copy, advance)
         if self.fast:
             torch._dynamo.reset()  # what was compiled for another number of tasks
@@ -261,7 +261,7 @@ class Stack:
 
     @torch.no_grad()
     def start(self) -> None:
-        """Put all n tasks to θ, but for their words."""
+        """Put all n tasks to θ, but for their words, and for the layers' matrices, which the first step has of θ."""
         whole, views = self.bench.weights.views(self.bench.weights.flat), self.views(self.theta)
         names = [name for name in views if name != WORDS]
         torch._foreach_copy_([views[name] for name in names], [whole[name][None] for name in names])
@@ -328,11 +328,11 @@ class Stack:
         return self.views(self.moved)
 
     def play(self, inputs: Inputs, first: bool, last: bool) -> None:
-        """A step: recorded at the first of its kind and of this many blocks, played back at every later one."""
+        """A step: recorded at the first of its kind, of so many blocks and texts, played back at every later one."""
         if not self.fast:
             self.step(inputs.map(lambda each: each.to(self.device)), first, last)
             return
-        key = (len(inputs.tasks), first, last)
+        key = (len(inputs.tasks), len(inputs.first), first, last)
         if key not in self.steps:
             kept, both = inputs.map(torch.Tensor.cuda), (self.moved, self.low)
             before = [{part: tensor.detach().clone() for part, tensor in point.items()} for point in both]

@@ -26,6 +26,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from metalib.parts import word_table
 from metalib.weights import Weights
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Moving:
 
     def __init__(self, model: nn.Module, weights: Weights, names: Collection[str],
                  words: Callable[[], torch.Tensor]) -> None:  # fmt: skip
-        self.parameters = model, list(model.parameters())  # gathered once: a large model has hundreds
+        self.parameters = model, list(model.parameters()) if weights.flat.is_cuda else []  # once: there are hundreds
         name, self.table = word_table(model, names)
         if self.table is not None:
             self.words = words()
@@ -211,21 +212,6 @@ class Moving:
             yield
         finally:
             self.__enter__()
-
-
-def word_table(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Embedding | None]:
-    """Name and module of the word embeddings, where they adapt and one module uses them, as a plain table.
-
-    Else "" and None.
-    """
-    try:
-        table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
-    except (AttributeError, NotImplementedError):  # a model that does not say where it has them
-        return "", None
-    if type(table) is not nn.Embedding or table.max_norm is not None or table.scale_grad_by_freq:
-        return "", None
-    users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table.weight]
-    return (users[0], table) if len(users) == 1 and users[0] in names else ("", None)
 
 
 class Recorder:
@@ -274,13 +260,15 @@ class Recorder:
         graph, given = torch.cuda.CUDAGraph(), {name: tensor.clone() for name, tensor in inputs.items()}
         pool = next(iter(self.recordings.values()))[0].pool() if self.recordings else None
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
                 loss = passes(model, given, share)
             self.recordings[key] = graph, given, loss
         except Exception as error:  # other people's code again
             self.works = False
             for generator in torch.cuda.default_generators:  # a recording that failed leaves them unusable
                 generator.graphsafe_set_state(generator.clone_state())
+            for recorder in (self, *RECORDERS.values()):  # they draw from the generators as these were
+                recorder.recordings.clear()
             log.info("%s is not recorded: %s", type(model).__name__, error)
 
 
@@ -293,8 +281,9 @@ def play(passes: Passes, model: PreTrainedModel, reviews: "TokenizedReviews", ro
 
     What it does must follow from shapes alone; it adds to the parameters' `grad` and returns a tensor.
     """
-    whose, known = PARAMETERS.get()
-    parameters = known if whose is model else list(model.parameters())
-    if reviews.device.type == "cuda" and all(p.grad is not None for p in parameters if p.requires_grad):
-        return RECORDERS.setdefault(model, Recorder()).play(passes, model, reviews, rows, share, parameters)
+    if reviews.device.type == "cuda":
+        whose, known = PARAMETERS.get()
+        parameters = known if whose is model else list(model.parameters())
+        if all(p.grad is not None for p in parameters if p.requires_grad):
+            return RECORDERS.setdefault(model, Recorder()).play(passes, model, reviews, rows, share, parameters)
     return passes(model, reviews.batch(rows), share)

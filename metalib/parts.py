@@ -36,6 +36,21 @@ def freeze_lower_layers(model: PreTrainedModel, layers: int) -> None:
         module.requires_grad_(False)
 
 
+def word_table(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Embedding | None]:
+    """Name and module of the word embeddings, where they adapt and one module uses them, as a plain table.
+
+    Else "" and None.
+    """
+    try:
+        table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except (AttributeError, NotImplementedError):  # a model that does not say where it has them
+        return "", None
+    if type(table) is not nn.Embedding or table.max_norm is not None or table.scale_grad_by_freq:
+        return "", None
+    users = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table.weight]
+    return (users[0], table) if len(users) == 1 and users[0] in names else ("", None)
+
+
 def add_lora(model: PreTrainedModel, rank: int) -> None:
     """Put low-rank updates on all matrices of the encoder: W + 2 B A, A (rank, in), B (out, rank) = 0 at first.
 

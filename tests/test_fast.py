@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import (
 from metalib import fast
 from metalib.inner import InnerLoop, adapt, forward_backward, untouched
 from metalib.models import TINY, TokenizedReviews
-from metalib.parts import add_lora, merge_lora
+from metalib.parts import add_lora, merge_lora, word_table
 from metalib.weights import Weights
 
 SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3, **TINY}
@@ -102,6 +103,28 @@ def test_a_batch_in_the_shape_of_a_recording_has_the_same_gradient(bench):
         slopes.append((loss, bench.weights.grad.clone()))
     torch.testing.assert_close(slopes[1][0], slopes[0][0])
     assert (slopes[1][1] - slopes[0][1]).norm() <= 1e-5 * slopes[0][1].norm()
+
+
+def test_a_recording_that_fails_leaves_no_recording_behind(bench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    for name in ("graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **named: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    recorder, other, calls = fast.Recorder(), fast.Recorder(), []
+    other.recordings[("another model's",)] = (object(), {}, torch.zeros(()))
+    monkeypatch.setattr(fast, "RECORDERS", {torch.nn.Linear(1, 1): other})
+
+    def passes(model, inputs, share):
+        calls.append(share)
+        if len(calls) == 2:
+            raise RuntimeError("not while a GPU records")
+        return torch.ones(())
+
+    for _ in range(3):
+        assert recorder.play(passes, bench.model, bench.reviews["train"], np.arange(3), 1.0, []) == 1
+    assert len(calls) == 4  # computed, not recorded, computed, computed
+    assert not recorder.works
+    assert not recorder.recordings and not other.recordings
 
 
 def tokens_seen(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> int:
@@ -226,11 +249,11 @@ def test_word_rows_are_put_away_where_a_look_on_the_way_breaks(bench, monkeypatc
 def test_words_shared_with_another_module_are_not_taken_apart(bench):
     model = make(CONFIGS["bert"])
     names = [name for name, _ in model.named_parameters()]
-    assert fast.word_table(model, names)[0] == "bert.embeddings.word_embeddings.weight"
-    assert fast.word_table(model, [name for name in names if "word" not in name]) == ("", None)
+    assert word_table(model, names)[0] == "bert.embeddings.word_embeddings.weight"
+    assert word_table(model, [name for name in names if "word" not in name]) == ("", None)
     model.tied = torch.nn.Linear(64, 60)
     model.tied.weight = model.get_input_embeddings().weight
-    assert fast.word_table(model, [name for name, _ in model.named_parameters()]) == ("", None)
+    assert word_table(model, [name for name, _ in model.named_parameters()]) == ("", None)
 
 
 def test_a_vector_is_used_again_only_after_it_was_given_back():
