@@ -2,8 +2,9 @@
 
 python benchmarks/bench.py --data path/to/amazon22.json --model path/to/all-MiniLM-L6-v2
 
-Without data and model only the rows of the tiny model are measured. Finished measurements are kept in `--out` and not
-made again; delete the file, or name them with `--only`, to make them anew.
+Without data and model only the rows of the tiny model are measured. All is measured anew; `--resume` keeps what was
+finished before a stop, and `--only` makes some measurements anew, both on the same machine only. What `gpu.py` measured
+stays.
 """
 
 import copy
@@ -16,9 +17,9 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,11 +34,13 @@ import tyro
 from accelerate import Accelerator
 from bench_report import write_tables
 from plain import PlainReptile
+from stack import Stack, words_of
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "notebooks"))
 from teaching import peak_memory
 
+from metalib import fast
 from metalib.checkpoint import write_atomically
 from metalib.config import Config, read_config
 from metalib.fast import Moving
@@ -54,6 +57,7 @@ from metalib.training import (
     validate,
     validation_episodes,
 )
+from metalib.weights import Weights
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4  # of ‖direction of metalib − direction of the plain way‖ / ‖direction‖
@@ -116,34 +120,77 @@ class Pair:
         """φ − θ (P,) of metalib."""
         return self.learner.direction(self.bench.reviews["train"], task, (1, task.index))[0]
 
+    def both(self, task: Task) -> tuple[dict[str, float], float]:
+        """Seconds of both, and how far their directions differ; raises where that is much."""
+        times, found = {}, {}
+        for name, way in (("metalib", self.direction), ("plain", self.plain_direction)):
+            times[name] = seconds(lambda: found.update({name: way(task)}))  # noqa: B023
+        difference = float((found["metalib"] - found["plain"]).norm() / found["plain"].norm())
+        self.bench.weights.give_back(found["metalib"])
+        if difference > TOLERANCE:
+            raise AssertionError(f"the two ways differ by {difference:.1e} of the direction, more than {TOLERANCE}")
+        return times, difference
+
     def compare(self, repetitions: int) -> Measured:
-        """Seconds a task of both, in turn; raises where the two directions differ."""
-        times: dict[str, list[float]] = {"plain": [], "metalib": []}
-        worst = 0.0
-        for index in range(repetitions):
-            task, found = self.sampler[index], {}
-            for name, way in (("metalib", self.direction), ("plain", self.plain_direction)):
-                times[name].append(seconds(lambda: found.update({name: way(task)})))  # noqa: B023
-            worst = max(worst, float((found["metalib"] - found["plain"]).norm() / found["plain"].norm()))
-            self.bench.weights.give_back(found["metalib"])
-        if worst > TOLERANCE:
-            raise AssertionError(f"the two ways differ by {worst:.1e} of the direction, more than {TOLERANCE}")
+        """Seconds a task of both, in turn, after one that is not counted; raises where the two directions differ."""
+        with patch.object(self.plain, "padding", "longest"):  # it gives the same, and takes less time
+            self.both(self.sampler[99])
+        found = [self.both(self.sampler[index]) for index in range(repetitions)]
+        times = {name: [took[name] for took, _ in found] for name in ("plain", "metalib")}
+        worst = max(difference for _, difference in found)
         return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]),
                 "ratio": ratio(times), "difference": worst, "padded_to": "its batch"}  # fmt: skip
 
 
 def ratio(times: dict[str, list[float]]) -> Measured:
-    """The plain way's seconds in all to metalib's, as `median`; least and most of the pairs."""
+    """The plain way's seconds to metalib's: of each pair, and as `all` of all together."""
     pairs = [plain / ours for plain, ours in zip(times["plain"], times["metalib"], strict=True)]
-    return {**spread(pairs), "median": sum(times["plain"]) / sum(times["metalib"])}
+    return {**spread(pairs), "all": sum(times["plain"]) / sum(times["metalib"])}
 
 
 def same_theta(bench: Workbench, repetitions: int, padding: str, shots: int = 10, queries: int = 10,
                batch: int = 10, steps: int = 5) -> Measured:  # fmt: skip
     """Tasks per second against the plain way, with the same θ coming out."""
-    pair = Pair(bench, shots, queries, batch, steps, padding)
-    pair.direction(pair.sampler[99])  # the first call is slower
-    return pair.compare(repetitions)
+    return Pair(bench, shots, queries, batch, steps, padding).compare(repetitions)
+
+
+def what_pays(make: Callable[[], Workbench], tasks: int) -> Measured:
+    """Seconds a task (10 + 10 support, 5 steps of 10) without each part of the fast path, to those with all of it."""
+    with patch("metalib.models.pack", lambda model: False):
+        padded = Pair(make(), 10, 10, 10, 5, "longest")
+    pair = Pair(make(), 10, 10, 10, 5, "longest")
+    ways: dict[str, tuple[Pair, Any]] = {
+        "as it is": (pair, nullcontext()),
+        "padding computed in the layers": (padded, nullcontext()),
+        "all word embeddings in the inner loop": (pair, patch.object(fast, "WORTH_IT", float("inf"))),
+        "fresh memory for each task": (pair, patch.object(Weights, "give_back", lambda weights, vector: None)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for index in range(-1, tasks):  # the first is not counted
+        for name, (way, how) in ways.items():
+            with how:
+                direction = way.direction
+                took = seconds(lambda: way.bench.weights.give_back(direction(way.sampler[index % 100])))  # noqa: B023
+            times[name] += [took] * (index >= 0)
+    whole = times.pop("as it is")
+    return {"seconds": spread(whole),
+            "without": {name: ratio({"plain": took, "metalib": whole}) for name, took in times.items()}}  # fmt: skip
+
+
+def in_step(bench: Workbench, repetitions: int, count: int = 16) -> Measured:
+    """Tasks one by one, as metalib takes them, to the same tasks in step (`stack.py`), in float32."""
+    pair = Pair(bench, 10, 10, 10, 5, "longest")
+    tasks = [pair.sampler[index] for index in range(count)]
+    words = max(len(words_of(bench.reviews["train"], task)) for task in tasks)
+    stack = Stack(bench, count, pair.config.training_loop(), words, torch.float32)
+
+    def one_by_one() -> None:
+        for task in tasks:
+            bench.weights.give_back(pair.direction(task))
+
+    times = {"plain": [seconds(one_by_one) for _ in range(repetitions + 1)][1:],
+             "metalib": [seconds(lambda: stack.directions(tasks)) for _ in range(repetitions + 1)][1:]}  # fmt: skip
+    return {"at_a_time": count, "ratio": ratio(times)}
 
 
 WORKER: list[Pair] = []  # of a worker's process
@@ -296,7 +343,7 @@ def sampling(bench: Workbench) -> Measured:
 def lines(bench: Workbench, repetitions: int) -> Measured:
     """Seconds of an inner loop against number of tasks, shots, inner steps and text length; R² of a straight line."""
     base = {"tasks": 1, "shots": 10, "steps": 5, "tokens": 64}
-    axes = {"tasks": [1, 2, 4, 8], "shots": [5, 10, 20, 40], "steps": [1, 2, 5, 10, 20], "tokens": [16, 32, 64, 128]}
+    axes = {"tasks": [1, 2, 4, 8], "shots": [6, 10, 20, 40], "steps": [1, 2, 5, 10, 20], "tokens": [16, 32, 64, 128]}
     found: Measured = {}
     for axis, values in axes.items():
         points = []
@@ -469,6 +516,7 @@ def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
         "tiny_processes": lambda: in_processes(tiny(), 5),
         "tiny_padded": lambda: same_theta(tiny(), 15, "max_length"),
         "tiny_shares": lambda: shares(tiny(), 15),
+        "tiny_in_step": lambda: in_step(tiny(), 5),
         "tiny_lines": lambda: lines(tiny(), 5),
         "tiny_to_ninety": lambda: to_ninety(tiny()),
     }
@@ -477,6 +525,7 @@ def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
         found |= {
             "minilm_longest": lambda: same_theta(real(512), 10, "longest"),
             "minilm_shares": lambda: shares(real(512), 7),
+            "minilm_what_pays": lambda: what_pays(partial(bench_of.__wrapped__, data, model, 512), 5),
             "minilm_lines": lambda: lines(real(64), 2),
             "minilm_memory": lambda: {str(n): memory(real(64), n) for n in (1, 4, 8)},
             "minilm_512": lambda: same_theta(real(512), 10, "max_length"),
@@ -486,25 +535,52 @@ def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
     return found
 
 
-def main(data: str = "", model: str = "", out: Path = HERE / "results.json", only: tuple[str, ...] = ()) -> None:
+def begin(out: Path, here: Measured, goes_on: bool) -> Measured:
+    """What stands in `out` and stays: all of it, if it goes on, else what the GPU's benchmark measured there.
+
+    Raises:
+        SystemExit: it is to go on, and was measured on another machine.
+    """
+    before: Measured = json.loads(out.read_text()) if out.exists() else {}
+    if not goes_on:
+        return {name: before[name] for name in ("gpu",) if name in before}
+    differs = {name for name, value in before.get("machine", here).items()
+               if name in here and name != "threads" and value != here[name]}  # fmt: skip
+    if differs:
+        raise SystemExit(f"{out} was measured with another {', '.join(sorted(differs))} — name another file with --out")
+    return before
+
+
+def main(data: str = "", model: str = "", out: Path = HERE / "results.json", only: tuple[str, ...] = (),
+         resume: bool = False) -> None:  # fmt: skip
     """Measure, and write the tables and the figure.
 
     Args:
         data: reviews in the original's schema, for the rows of the real encoder.
         model: the encoder's folder.
-        out: where the figures are kept; what stands there is not measured again.
-        only: names of measurements, to be made anew.
+        out: where the figures are written.
+        only: names of measurements to be made anew; the others stay as they are.
+        resume: measure only what does not stand in `out`.
     """
     datasets.disable_progress_bars()
-    results: Measured = json.loads(out.read_text()) if out.exists() else {}
+    results = begin(out, machine(), resume or bool(only))
     for name, measure in measurements(data, model).items():
         if name in only or (name not in results and not only):
             print(f"{name} …", flush=True)
             threads = 1 if name.startswith("tiny") else os.cpu_count() or 1
             torch.set_num_threads(threads)
-            results[name] = {"threads": threads, **measure()}
+            results[name] = {"threads": threads, "commit": commit(), **measure()}
             write_atomically(out, json.dumps(results, indent=1).encode())
     write_tables(results, out.parent)
+
+
+def commit() -> str:
+    """That this code was checked out from; "" where that is not known."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    except OSError:  # no git
+        return ""
+    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def product_rate(bench: Workbench, count: int, tokens: int) -> float:
 
 def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[int, ...], batch: int,
             device: torch.device) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Rows of the table, one by one; raises where a stack does not give what the library gives."""
+    """Rows of the table, one by one; raises where the library, a stack or the plain way give another direction."""
     bench = bench_of(size, data, model, max_length, device)
     pair = Pair(bench, 10, 10, batch, 5, "max_length")
     loop, reviews = pair.config.training_loop(), bench.reviews["train"]
@@ -125,8 +125,10 @@ def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[
     found = exact.directions(tasks[:2])
     difference = max(exact.same(found, place, one[place], tasks[place]) for place in (0, 1))
     del exact, found
-    if difference > 1e-3:
-        raise AssertionError(f"{size}: a stack's direction differs by {difference:.1e} from the library's")
+    from_plain = float((one[0] - pair.plain_direction(tasks[0])).norm() / one[0].norm())
+    if max(difference, from_plain) > 1e-3:
+        raise AssertionError(f"{size}: the library's direction is not that of the stack ({difference:.1e} from it) or "
+                             f"of the plain way ({from_plain:.1e})")  # fmt: skip
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):  # kept casts would miss the steps
         plain = [times(lambda: pair.plain_direction(task), warm=not place)[0]  # noqa: B023
                  for place, task in enumerate(tasks[: lots[1]])]  # fmt: skip

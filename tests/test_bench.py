@@ -12,16 +12,21 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from bench import (  # noqa: E402
     Pair,
+    begin,
     check_flops,
     in_processes,
+    in_step,
     same_theta,
     sampling,
     shares,
     train_until,
+    what_pays,
     world_bench,
 )
-from bench_report import other_machines, page, same_theta_table, write_tables  # noqa: E402
+from bench_report import met, other_machines, page, same_theta_table, write_tables  # noqa: E402
 from stack import Stack  # noqa: E402
+
+from metalib import fast, models  # noqa: E402
 
 
 @pytest.mark.parametrize("padding", ["longest", "max_length"])
@@ -66,12 +71,42 @@ def test_operations_are_those_that_torch_counts(bench, monkeypatch):
 def test_measurements_have_their_figures(bench, config, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.Pair", lambda bench, *given: Pair(bench, 4, 2, 5, 5, "longest"))
     monkeypatch.setattr("bench.TaskSampler", lambda reviews, *given, **named: _small(reviews, **named))
-    results = {"machine": {"cpu": "a processor"}, "tiny_shares": shares(bench, 2), "sampling": sampling(bench)}
+    results = {"machine": {"cpu": "a processor"}, "tiny_shares": shares(bench, 2), "sampling": sampling(bench),
+               "minilm_what_pays": what_pays(lambda: bench, 1), "tiny_in_step": in_step(bench, 1, 2)}  # fmt: skip
     assert 0 < results["tiny_shares"]["rest"]["median"] < 1
     held = results["sampling"]["bytes_held_after"]
     assert held["1000"] - held["100"] < 10_000
+    assert results["tiny_in_step"]["ratio"]["all"] > 0
     write_tables(results, tmp_path)
-    assert "a processor" in (tmp_path / "RESULTS.md").read_text()
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "a processor" in text and "2 tasks one by one" in text and "seconds with padding computed" in text
+
+
+def test_what_pays_is_taken_away(bench, monkeypatch):
+    monkeypatch.setattr("bench.Pair", lambda bench, *given: Pair(bench, 4, 2, 5, 5, "longest"))
+    packed, saved = [], []
+    monkeypatch.setattr("metalib.fast.word_table", lambda *given: saved.append(fast.WORTH_IT) or ("", None))
+    what_pays(lambda: packed.append(models.pack is fast.pack) or bench, 1)
+    assert packed == [False, True]
+    assert saved == [1_000_000, 1_000_000, float("inf"), 1_000_000] * 2
+
+
+def test_rows_of_two_machines_are_not_mixed(tmp_path):
+    out, here = tmp_path / "results.json", {"cpu": "this one", "cores": 2, "threads": 1}
+    assert begin(out, here, goes_on=True) == {}
+    before = {"machine": {**here, "threads": 2}, "import": {}, "gpu": {"name": "one"}}
+    out.write_text(json.dumps(before))
+    assert begin(out, here, goes_on=True) == before
+    assert begin(out, here, goes_on=False) == {"gpu": {"name": "one"}}
+    with pytest.raises(SystemExit, match="another cpu"):
+        begin(out, {**here, "cpu": "another"}, goes_on=True)
+
+
+@pytest.mark.parametrize("goal, value, word", [("≥ 6", 6.1, "yes"), ("≥ 6", 5.9, "**no**"), ("≤ 5, flat", 4.5, "yes"),
+                                               ("≥ 20×", 3, "**no**"), ("≥ 2,000", 1999, "**no**"), ("", 1, ""),
+                                               ("stated", 1, ""), ("< 0.3", 0.1, "yes")])  # fmt: skip
+def test_a_goal_is_met_or_not(goal, value, word):
+    assert met(goal, value) == word
 
 
 def _small(reviews, seed=0, in_turn=False):
