@@ -146,7 +146,8 @@ def attend(qkv: torch.Tensor, texts: torch.Tensor, ends: torch.Tensor) -> torch.
     if qkv.dtype == torch.bfloat16 and qkv.is_cuda:
         return within_texts(qkv, texts, ends)[0]
     parts = qkv.transpose(0, 2).split([length for length in ends.diff().tolist() if length], dim=2)
-    return torch.cat([F.scaled_dot_product_attention(*part.unbind(1)) for part in parts], dim=1).transpose(0, 1).flatten(1)
+    found = torch.cat([F.scaled_dot_product_attention(*part.unbind(1)) for part in parts], dim=1)
+    return found.transpose(0, 1).flatten(1)
 
 
 def front(x: torch.Tensor, kind: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
