@@ -141,8 +141,10 @@ def other_rows(results: dict[str, Any]) -> list[list[str]]:
     if found := results.get("tiny_in_step"):
         add(f"tiny, one core: seconds of {found['at_a_time']} tasks one by one, to those of the same in step",
             around(together(found["ratio"]), 2, "×"))  # fmt: skip
-    for part, ratio in results.get("minilm_what_pays", {}).get("without", {}).items():
-        add(f"MiniLM-L6: seconds with {part}, to those without", around(together(ratio), 2, "×"))
+    for tokens in (512, 64):
+        for part, ratio in results.get(f"minilm_what_pays_{tokens}", {}).get("without", {}).items():
+            add(f"MiniLM-L6, Adam, at most {tokens} tokens: seconds with {part}, to those without",
+                around(together(ratio), 2, "×"))  # fmt: skip
     if found := results.get("minilm_to_plain_score"):
         plain = found["plain"]
         ratio = f"{found['ratio']:.0f}× ({found['seconds']:.0f} s)" if found["seconds"] else "not reached"

@@ -72,7 +72,7 @@ def test_measurements_have_their_figures(bench, config, monkeypatch, tmp_path):
     monkeypatch.setattr("bench.Pair", lambda bench, *given: Pair(bench, 4, 2, 5, 5, "longest"))
     monkeypatch.setattr("bench.TaskSampler", lambda reviews, *given, **named: _small(reviews, **named))
     results = {"machine": {"cpu": "a processor"}, "tiny_shares": shares(bench, 2), "sampling": sampling(bench),
-               "minilm_what_pays": what_pays(lambda: bench, 1), "tiny_in_step": in_step(bench, 1, 2)}  # fmt: skip
+               "minilm_what_pays_64": what_pays(lambda: bench, 1), "tiny_in_step": in_step(bench, 1, 2)}  # fmt: skip
     assert 0 < results["tiny_shares"]["rest"]["median"] < 1
     held = results["sampling"]["bytes_held_after"]
     assert held["1000"] - held["100"] < 10_000
