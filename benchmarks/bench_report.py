@@ -20,8 +20,8 @@ SAME_THETA = {
 }
 PAGE = """# What metalib costs
 
-Made by `make bench`; all figures stand in [results.json](results.json), with the commit of each. Medians, with least
-and most of the repetitions; *goal* is what was set before anything was measured. The *plain way*
+Made by `make bench`; all figures stand in [results.json](results.json), with the commit where it was noted. Medians,
+with least and most of the repetitions; *goal* is what was set before anything was measured. The *plain way*
 ([plain.py](plain.py)) is Reptile as most people write it: for every task filter, shuffle and tokenise, pad,
 `deepcopy`, a new optimiser, a `DataLoader`, the query set scored after every inner epoch, differences summed parameter
 by parameter. That scoring, which metalib does not do while it trains, is 60 of the plain way's 210 passes of a review
