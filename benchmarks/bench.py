@@ -2,9 +2,9 @@
 
 python benchmarks/bench.py --data path/to/amazon22.json --model path/to/all-MiniLM-L6-v2
 
-Without data and model only the rows of the tiny model are measured. All is measured anew; `--resume` keeps what was
-finished before a stop, and `--only` makes some measurements anew, both on the same machine only. What `gpu.py` measured
-stays.
+Without data and model only the rows of the tiny model are measured, and written to runs/bench; with them, RESULTS.md
+and the table of README.md are written anew. All is measured anew; `--resume` keeps what was finished before a stop,
+and `--only` makes some measurements anew, both on the same machine only. What `gpu.py` measured stays.
 """
 
 import copy
@@ -562,18 +562,21 @@ def begin(out: Path, here: Measured, goes_on: bool) -> Measured:
     return before
 
 
-def main(data: str = "", model: str = "", out: Path = HERE / "results.json", only: tuple[str, ...] = (),
+def main(data: str = "", model: str = "", out: Path | None = None, only: tuple[str, ...] = (),
          resume: bool = False) -> None:  # fmt: skip
     """Measure, and write the tables and the figure.
 
     Args:
         data: reviews in the original's schema, for the rows of the real encoder.
         model: the encoder's folder.
-        out: where the figures are written.
+        out: where the figures are written, tables beside them; else benchmarks/results.json, or where data and model
+            are not given, runs/bench/results.json.
         only: names of measurements to be made anew; the others stay as they are.
         resume: measure only what does not stand in `out`.
     """
     datasets.disable_progress_bars()
+    out = out or (HERE / "results.json" if data and model else HERE.parent / "runs" / "bench" / "results.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     results = begin(out, machine(), resume or bool(only))
     for name, measure in measurements(data, model).items():
         if name in only or (name not in results and not only):
@@ -583,6 +586,7 @@ def main(data: str = "", model: str = "", out: Path = HERE / "results.json", onl
             results[name] = {"threads": threads, "commit": commit(), **measure()}
             write_atomically(out, json.dumps(results, indent=1).encode())
     write_tables(results, out.parent)
+    print(f"written: {out.parent / 'RESULTS.md'}", flush=True)
 
 
 def commit() -> str:

@@ -250,7 +250,12 @@ def other_machines(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_tables(results: dict[str, Any], folder: Path) -> None:
-    """Write `RESULTS.md` and `lines.png` beside the figures."""
+    """Write `RESULTS.md` and `lines.png` beside the figures; where they are the project's, the README's table too."""
     write_atomically(folder / "RESULTS.md", page(results, other_machines(folder)).encode())
+    if folder.resolve() == Path(__file__).resolve().parent:
+        readme = folder.parent / "README.md"
+        before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- benchmarks/results.json -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        write_atomically(readme, "".join([before, mark, same_theta_table(results), end, after]).encode())
     if any(f"{kind}_lines" in results for kind in NAMES):
         draw_lines(results, folder / "lines.png")

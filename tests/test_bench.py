@@ -16,6 +16,8 @@ from bench import (  # noqa: E402
     check_flops,
     in_processes,
     in_step,
+    machine,
+    main,
     same_theta,
     sampling,
     shares,
@@ -100,6 +102,20 @@ def test_rows_of_two_machines_are_not_mixed(tmp_path):
     assert begin(out, here, goes_on=False) == {"gpu": {"name": "one"}}
     with pytest.raises(SystemExit, match="another cpu"):
         begin(out, {**here, "cpu": "another"}, goes_on=True)
+
+
+def test_only_a_whole_measurement_goes_into_the_projects_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.measurements", lambda data, model: {"machine": machine, "import": lambda: {"a": 1}})
+    monkeypatch.setattr("bench_report.page", lambda results, others: "a page")
+    monkeypatch.setattr("bench.HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # the other tests keep theirs
+    monkeypatch.setattr("datasets.disable_progress_bars", lambda: None)
+    main()
+    assert not (tmp_path / "benchmarks").exists()
+    found = json.loads((tmp_path / "runs" / "bench" / "results.json").read_text())
+    assert found["import"]["a"] == 1 and found["import"].keys() == {"threads", "commit", "a"}
+    main("reviews.json", "encoder")
+    assert (tmp_path / "benchmarks" / "RESULTS.md").read_text() == "a page"
 
 
 @pytest.mark.parametrize("goal, value, word", [("≥ 6", 6.1, "yes"), ("≥ 6", 5.9, "no"), ("≤ 5, flat", 4.5, "yes"),
