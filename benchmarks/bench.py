@@ -139,13 +139,13 @@ class Pair:
         times = {name: [took[name] for took, _ in found] for name in ("plain", "metalib")}
         worst = max(difference for _, difference in found)
         return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]),
-                "ratio": ratio(times), "difference": worst, "padded_to": "its batch"}  # fmt: skip
+                "ratio": ratio(times["plain"], times["metalib"]), "difference": worst,
+                "padded_to": "its batch"}  # fmt: skip
 
 
-def ratio(times: dict[str, list[float]]) -> Measured:
-    """The plain way's seconds to metalib's: of each pair, and as `all` of all together."""
-    pairs = [plain / ours for plain, ours in zip(times["plain"], times["metalib"], strict=True)]
-    return {**spread(pairs), "all": sum(times["plain"]) / sum(times["metalib"])}
+def ratio(theirs: list[float], ours: list[float]) -> Measured:
+    """Seconds to seconds: of each pair, and as `all` of all together."""
+    return {**spread([a / b for a, b in zip(theirs, ours, strict=True)]), "all": sum(theirs) / sum(ours)}
 
 
 def same_theta(bench: Workbench, repetitions: int, padding: str, shots: int = 10, queries: int = 10,
@@ -179,7 +179,7 @@ def what_pays(make: Callable[[], Workbench], tasks: int) -> Measured:
             times[name] += [took] * (index >= 0)
     whole = times.pop("as it is")
     return {"seconds": spread(whole),
-            "without": {name: ratio({"plain": took, "metalib": whole}) for name, took in times.items()}}  # fmt: skip
+            "without": {name: ratio(took, whole) for name, took in times.items()}}  # fmt: skip
 
 
 def fresh(weights: Weights) -> torch.Tensor:
@@ -198,9 +198,9 @@ def in_step(bench: Workbench, repetitions: int, count: int = 16) -> Measured:
         for task in tasks:
             bench.weights.give_back(pair.direction(task))
 
-    times = {"plain": [seconds(one_by_one) for _ in range(repetitions + 1)][1:],
-             "metalib": [seconds(lambda: stack.directions(tasks)) for _ in range(repetitions + 1)][1:]}  # fmt: skip
-    return {"at_a_time": count, "ratio": ratio(times)}
+    alone = [seconds(one_by_one) for _ in range(repetitions + 1)][1:]
+    together = [seconds(lambda: stack.directions(tasks)) for _ in range(repetitions + 1)][1:]
+    return {"at_a_time": count, "ratio": ratio(alone, together)}
 
 
 WORKER: list[Pair] = []  # of a worker's process
@@ -242,7 +242,8 @@ def in_processes(bench: Workbench, repetitions: int, tasks: int = 24) -> Measure
                 lots.append(seconds(lambda: [pair.plain_direction(pair.sampler[i]) for i in range(tasks)]) / tasks)
             times["plain"].append(min(lots))
     return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]), "threads": cores,
-            "ratio": ratio(times), "difference": found["difference"], "padded_to": "its batch"}  # fmt: skip
+            "ratio": ratio(times["plain"], times["metalib"]), "difference": found["difference"],
+            "padded_to": "its batch"}  # fmt: skip
 
 
 def flops_of(bench: Workbench, rows: np.ndarray) -> int:
