@@ -524,7 +524,7 @@ def measurements(data: str, model: str) -> dict[str, Callable[[], Measured]]:
         "import": imports,
         "sampling": lambda: sampling(tiny()),
         "tiny_longest": lambda: same_theta(tiny(), 15, "longest"),
-        "tiny_processes": lambda: in_processes(tiny(), 5),
+        "tiny_processes": lambda: in_processes(tiny(), 10),
         "tiny_padded": lambda: same_theta(tiny(), 15, "max_length"),
         "tiny_shares": lambda: shares(tiny(), 15),
         "tiny_in_step": lambda: in_step(tiny(), 5),

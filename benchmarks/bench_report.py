@@ -189,7 +189,7 @@ def gpu_text(results: dict[str, Any]) -> str:
         ratio = {key: speed[key] * plain[key] for key in ("median", "min", "max")}
         rows.append([model + f", {batch} reviews a step" * (batch != first["batch"]), f"{way}, {count}", around(speed),
                      f"{row['tokens']:.0f}", around(share, 0, scale=100), f"{row['matrix_tflops']:.0f}",
-                     around(plain, 2), around(ratio, 1, "×") + ", missed" * (ratio["median"] < 5)])  # fmt: skip
+                     around(plain, 2), around(ratio, 1, "×") + ", missed" * bool(ratio["median"] < 5)])  # fmt: skip
     head = ["model", "tasks at a time", "tasks a second", "tokens", "% of the matrix rate", "that rate, TFLOP/s",
             "plain way, s a task", "ratio"]  # fmt: skip
     models, batches = ({row[key]: None for row in gpu["rows"]} for key in ("model", "batch"))

@@ -162,16 +162,20 @@ def measure(size: str, data: str, model: str, max_length: int, at_a_time: tuple[
         yield row("stack", count, seconds, low_difference=low)
 
 
-def main(data: str = "world", model: str = "", out: Path = Path(__file__).parent / "results.json",
+def main(data: str = "world", model: str = "", out: Path | None = None,
          sizes: tuple[str, ...] = ("BERT-base", "MiniLM-L6"), at_a_time: tuple[int, ...] = (1, 4, 16),
          max_length: int = 512, batches: tuple[int, ...] = (10, 20)) -> None:  # fmt: skip
     """Measure on the GPU (or, to try the command, on the CPU: `--sizes tiny`) and write the table.
 
-    With the first of the batches all numbers of tasks at a time are measured, with the others the last of them.
+    With the first of the batches all numbers of tasks at a time are measured, with the others the last of them. Where
+    `out` is not given, a GPU's figures go to benchmarks/results.json, a CPU's to runs/bench/results.json.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    here = Path(__file__).resolve().parent
+    out = out or (here if device.type == "cuda" else here.parent / "runs" / "bench") / "results.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for place, batch in enumerate(batches):
         for size in sizes:

@@ -26,6 +26,7 @@ from bench import (  # noqa: E402
     world_bench,
 )
 from bench_report import met, other_machines, page, same_theta_table, write_tables  # noqa: E402
+from gpu import main as gpu_main  # noqa: E402
 from stack import Stack  # noqa: E402
 
 from metalib import fast, models  # noqa: E402
@@ -43,6 +44,18 @@ def test_the_plain_way_gives_the_same_theta(bench, padding, shots, batch, steps)
 def test_tasks_on_all_cores_have_the_directions_of_one_process():
     found = in_processes(world_bench(), 1, tasks=4)
     assert found["difference"] <= 1e-4 and found["ratio"]["median"] > 0
+
+
+def test_the_gpus_benchmark_is_tried_on_a_cpu_without_touching_what_a_gpu_gave(monkeypatch, tmp_path):
+    monkeypatch.setattr("gpu.GROUPS", 1)
+    monkeypatch.setattr("gpu.LEAST", 1)
+    monkeypatch.setattr("gpu.__file__", str(tmp_path / "benchmarks" / "gpu.py"))
+    gpu_main(sizes=("tiny",), at_a_time=(1, 2), max_length=32, batches=(10,))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    rows = json.loads((tmp_path / "runs" / "bench" / "results.json").read_text())["gpu"]["rows"]
+    assert [(row["way"], row["at_a_time"]) for row in rows] == [("library", 1), ("stack", 1), ("stack", 2)]
+    assert all(row["all"]["tasks_per_second"] > 0 and row["difference"] < 1e-3 for row in rows)
+    assert (tmp_path / "runs" / "bench" / "RESULTS.md").read_text().count("| tiny | ") == 3
 
 
 def test_a_difference_is_found(bench):
