@@ -8,6 +8,7 @@ and `--only` makes some measurements anew, both on the same machine only. What `
 """
 
 import copy
+import gc
 import json
 import os
 import platform
@@ -103,6 +104,8 @@ class Pair:
         model.set_attn_implementation("sdpa")
         self.plain = PlainReptile(model, bench.tokenizer, self.records, shots, queries, steps, batch, 0.01,
                                   config.max_length, padding, optimizer=torch.optim.SGD)  # fmt: skip
+        gc.collect()
+        gc.freeze()  # else Python would search all of this for garbage, 0.4 s, at the cost of whichever way it hits
 
     def plain_direction(self, task: Task) -> torch.Tensor:
         """φ − θ (P,) of the plain way, for the same minibatches as metalib draws."""

@@ -20,15 +20,15 @@ SAME_THETA = {
 }
 PAGE = """# What metalib costs
 
-Made by `make bench`; all figures stand in [results.json](results.json), with the commit where it was noted. Medians,
-with least and most of the repetitions; *goal* is what was set before anything was measured. The *plain way*
+Made by `make bench`; all figures stand in [results.json](results.json). Medians, with least and most of the
+repetitions; *goal* is what was set before anything was measured. The *plain way*
 ([plain.py](plain.py)) is Reptile as most people write it: for every task filter, shuffle and tokenise, pad,
 `deepcopy`, a new optimiser, a `DataLoader`, the query set scored after every inner epoch, differences summed parameter
 by parameter. That scoring, which metalib does not do while it trains, is 60 of the plain way's 210 passes of a review
 in a task of 5 steps of 10 and 20 queries (a backward pass counted as two).
 
 Machine: {cpu}, {cores} cores; {threads} threads for MiniLM-L6, one for the tiny model; Python {python}, torch {torch},
-transformers {transformers}.
+transformers {transformers}. {commits}
 
 ## Seconds a task, with the same θ coming out
 
@@ -53,7 +53,7 @@ to run: rounding grows while it trains.
 """
 ELSEWHERE = """## On another machine
 
-{cpu}, {cores} cores; all else as above ([all figures]({file})).{older}
+{cpu}, {cores} cores; all else as above ([all figures]({file})). {commits}{older}
 
 {same}
 {rest}
@@ -227,6 +227,14 @@ def draw_lines(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def commits(results: dict[str, Any]) -> str:
+    """At which commits the figures were measured."""
+    found = {entry.get("commit") for name, entry in results.items() if name not in ("machine", "gpu")}
+    if len(found) == 1 and None not in found:
+        return f"All of it was measured at commit {found.pop()}."
+    return "Measured at several commits, not in one go."
+
+
 def rest_table(results: dict[str, Any]) -> str:
     """All that is measured besides the seconds of the same θ."""
     rows = [*share_rows(results, "minilm", "≤ 5", "≥ 75"), *share_rows(results, "tiny", "≤ 25", ""),
@@ -238,10 +246,12 @@ def page(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
     """The whole of `RESULTS.md`; others: name of a file → what another machine measured."""
     elsewhere = "".join(ELSEWHERE.format(file=name, same=same_theta_table(found), rest=rest_table(found),
                                          older=OLDER * ("padded_to" not in found.get("tiny_longest", {})),
-                                         **found["machine"]) for name, found in others.items())  # fmt: skip
+                                         commits=commits(found), **found["machine"])
+                        for name, found in others.items())  # fmt: skip
     unknown = dict.fromkeys(("cpu", "cores", "threads", "python", "torch", "transformers"), "?")
     return PAGE.format(same=same_theta_table(results), rest=rest_table(results), elsewhere=elsewhere,
-                       gpu=gpu_text(results), **{**unknown, **results.get("machine", {})})  # fmt: skip
+                       commits=commits(results), gpu=gpu_text(results),
+                       **{**unknown, **results.get("machine", {})})  # fmt: skip
 
 
 def other_machines(folder: Path) -> dict[str, dict[str, Any]]:

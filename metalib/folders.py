@@ -5,13 +5,14 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from metalib.checkpoint import write_atomically
@@ -22,6 +23,11 @@ from metalib.processes import anywhere, check_restarts, from_main, make_accelera
 
 log = logging.getLogger("metalib")
 FREE = ("out", "resume", "trackers", "checkpoint_every")  # settings that do not change what comes out
+
+OTHERS = {
+    "reviews": "other reviews than these — give it the same data",
+    "model": "another model than this: its frozen weights differ, or how it cuts texts into tokens — give it the same",
+}
 
 
 def next_free_folder(config: Config, prefix: str = "") -> Path:
@@ -86,20 +92,52 @@ def refuse_other_settings(folder: Path, config: Config, free: tuple[str, ...] = 
             )
 
 
-def trained_with(folder: Path) -> str | None:
-    """Hash of the reviews that a learner's folder was trained with, by its `metrics.jsonl`; None where it says none."""
+def trained_with(folder: Path) -> dict[str, str]:
+    """Hashes of `reviews` and `model` that a learner's folder was trained with, as far as its `metrics.jsonl` says."""
     try:
         with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-            return str(json.loads(file.readline())["reviews"])
-    except (OSError, ValueError, KeyError, TypeError):  # not begun, or broken, which is told where it is read
-        return None
+            line = json.loads(file.readline())
+        return {what: str(line[what]) for what in ("reviews", "model") if what in line}
+    except (OSError, ValueError, TypeError):  # not begun, or broken, which is told where it is read
+        return {}
 
 
-def refuse_other_reviews(folder: Path, reviews: str) -> None:
-    """Raise BadInput where the learner's folder was trained with other reviews than these, named by their hash."""
-    if trained_with(folder) not in (None, reviews):
-        raise BadInput(f"{str(folder)!r} was made with other reviews than these — give it the same data, or train "
-                       "anew with another --out")  # fmt: skip
+def refuse_others(folder: Path, given: Mapping[str, str]) -> None:
+    """Raise BadInput where a learner's folder was trained with other reviews, or another model, than these hashes'."""
+    before = trained_with(folder)
+    for what, wrong in OTHERS.items():
+        if what in before and what in given and before[what] != given[what]:
+            raise BadInput(f"{str(folder)!r} was made with {wrong}, or train anew with another --out")
+
+
+def check_given(folder: Path, config: Config, given: Mapping[str, str]) -> None:
+    """`refuse_others` for all learners of a run."""
+    for name in config.learners:
+        refuse_others(learner_folder(folder, config, name), given)
+
+
+@contextmanager
+def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Inside, no other command trains into the folder. The lock goes with the process, however that ends.
+
+    Raises:
+        BadInput: another command does, said by all processes.
+    """
+    lock, taken = FileLock(folder / "train.lock"), False
+    if accelerator.is_main_process:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            taken = True
+        except (OSError, NotImplementedError) as error:
+            log.debug("%s: this disk knows no locks (%s)", folder, error)
+    if anywhere(accelerator, taken):
+        raise BadInput(f"--out {str(folder)!r} is being trained by another command — wait until it has ended, or name "
+                       "another")  # fmt: skip
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def start_folder(folder: Path, config: Config) -> None:

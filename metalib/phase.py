@@ -17,12 +17,22 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config
 from metalib.errors import BadInput
 from metalib.evaluation import Episodes, interval, score, score_interval, winner
-from metalib.folders import begin, log_to, read_json, refuse_other_settings, start_folder, write_json
+from metalib.folders import (
+    alone_in,
+    begin,
+    check_given,
+    log_to,
+    read_json,
+    refuse_other_settings,
+    start_folder,
+    write_json,
+)
 from metalib.plots import label, phase_diagram, plt
 from metalib.processes import from_main
 from metalib.report import percent, table
 from metalib.runs import load_splits, predict_all, test_episodes, train_learners
-from metalib.training import Workbench, check_reviews, prepare
+from metalib.tasks import hash_reviews
+from metalib.training import Workbench, prepare
 
 METRIC = "balanced_accuracy"
 Cell = dict[str, Any]
@@ -77,11 +87,11 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
         with accelerator.main_process_first():
             splits = load_splits(world)
         test_episodes(replace(world, shots=max(shots)), splits)
-        check_reviews(world, splits, folder / name)
+        check_given(folder / name, world, {"reviews": hash_reviews(splits.train, splits.validation)})
     if accelerator.is_main_process:
         start_folder(folder, config)
     accelerator.wait_for_everyone()
-    with log_to(folder, accelerator):
+    with alone_in(folder, accelerator), log_to(folder, accelerator):
         for name, world in tqdm(trainings, "worlds", disable=not accelerator.is_main_process):
             missing = [count for count in shots if (name, count) not in done]
             if not missing:

@@ -120,7 +120,7 @@ def over_seeds(folders: Sequence[Path]) -> str:
     for folder, run in zip(folders, runs, strict=True):
         if not isinstance(run.get("episodes"), dict) or not {"methods", "paired"} <= run.keys():
             raise BadInput(f"{str(folder)!r}: its evaluation.json is not whole — `metalib evaluate` makes it again")
-    if len({trained_with(folder) for folder in folders}) > 1:
+    if len({trained_with(folder).get("reviews") for folder in folders}) > 1:
         raise BadInput("the runs were trained on different reviews and cannot be put into one table")
     configs = [read_config(folder / "config.yaml") for folder in folders]
     seeds = [config.seed for config in configs]

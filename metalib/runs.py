@@ -19,12 +19,12 @@ from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config
 from metalib.errors import BadInput, MetalibError
 from metalib.evaluation import Episodes, compare, constant_predictions, curve, predict_episodes, summarise
-from metalib.folders import begin, learner_folder, log_to, read_json, start_folder, write_json
+from metalib.folders import alone_in, begin, check_given, learner_folder, log_to, read_json, start_folder, write_json
 from metalib.learners import Learner, MetricLearner
 from metalib.processes import describe, make_accelerator, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
 from metalib.tasks import TaskSampler, hash_tasks
-from metalib.training import Workbench, check_reviews, meta_train, prepare, training_tasks
+from metalib.training import Workbench, meta_train, prepare, training_tasks
 from metalib.world import World
 
 log = logging.getLogger("metalib")
@@ -84,14 +84,14 @@ def train(config: Config) -> Path:
         splits = load_splits(config)
     test_episodes(config, splits)  # before the work
     bench = prepare(config, splits, accelerator)
-    check_reviews(config, splits, folder)
+    check_given(folder, config, bench.given)
     if accelerator.is_main_process:
         start_folder(folder, config)
     if config.trackers:
         accelerator = bench.accelerator = make_accelerator(config.trackers, folder)
         accelerator.init_trackers("metalib", flat_settings(config))
     accelerator.wait_for_everyone()
-    with log_to(folder, accelerator):
+    with alone_in(folder, accelerator), log_to(folder, accelerator):
         log.info("%s: %s", folder, describe(accelerator, config.meta_batch))
         warn_of_launch(accelerator, config.meta_batch)
         log.info("train on %s; test on %s", ", ".join(splits.train_domains), ", ".join(splits.test_domains))
@@ -283,7 +283,7 @@ def evaluate(folder: str | Path, data: str | None = None) -> Path:
         splits = load_splits(config)
     bench = prepare(config, splits, accelerator)
     thetas = load_thetas(bench, folder)
-    check_reviews(config, splits, folder)
+    check_given(folder, config, bench.given)
     with log_to(folder, accelerator):
         test(bench, thetas, folder)
         shots = shot_curve(bench, thetas)

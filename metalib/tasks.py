@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from textwrap import shorten
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import nn
 
 from metalib.errors import BadInput
+from metalib.models import TokenizedReviews
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,17 @@ def hash_reviews(*parts: Dataset) -> str:
         digest.update(b"%d\0" % len(reviews))
         for review in zip(*(reviews[name][:] for name in ("text", "label", "domain")), strict=True):
             digest.update(repr(review).encode())
+    return digest.hexdigest()
+
+
+def hash_given(model: nn.Module, *reviews: TokenizedReviews) -> str:
+    """SHA-256 over what a model brings along and training leaves as it is: frozen weights, the tokens of reviews."""
+    digest = hashlib.sha256()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.requires_grad:
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for tokens in (tokens for part in reviews for tokens in part.tokens):
+        digest.update(b"%d\0" % len(tokens) + tokens.tobytes())
     return digest.hexdigest()
 
 

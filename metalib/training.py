@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,13 +23,13 @@ from metalib.checkpoint import append_line, read_checkpoint, read_lines, save_ch
 from metalib.config import Config
 from metalib.errors import BadInput, MetalibError, NotFinite, Stopped
 from metalib.evaluation import Episodes, curve, predict_episodes
-from metalib.folders import FREE, learner_folder, refuse_other_reviews
+from metalib.folders import FREE, refuse_others
 from metalib.learners import LEARNERS, Learner
 from metalib.models import TokenizedReviews, load_model, seeded, tokenizer_rules
 from metalib.parts import add_lora
 from metalib.processes import anywhere, from_main, refuse_differences, same_start, stop_signals, together
 from metalib.reviews import Splits
-from metalib.tasks import TaskSampler, hash_reviews, hash_tasks
+from metalib.tasks import TaskSampler, hash_given, hash_reviews, hash_tasks
 from metalib.weights import PIECE, Kept, OuterStep, Weights, pieces
 
 log = logging.getLogger("metalib")
@@ -52,6 +53,13 @@ class Workbench:
 
     def __post_init__(self) -> None:
         self._start = Kept(self.weights.flat)
+
+    @cached_property
+    def given(self) -> dict[str, str]:
+        """Hashes of what a run cannot do without, and does not keep: the reviews, and what the model brings along."""
+        tokens = [self.reviews[part] for part in ("train", "validation")]
+        return {"reviews": hash_reviews(self.splits.train, self.splits.validation),
+                "model": hash_given(self.model, *tokens)}  # fmt: skip
 
     @property
     def theta_0(self) -> torch.Tensor:
@@ -82,13 +90,6 @@ def prepare(config: Config, splits: Splits, accelerator: Accelerator) -> Workben
     refuse_differences(accelerator, repr(facts).encode())
     same_start(accelerator, model)
     return Workbench(config, accelerator, splits, model, tokenizer, weights, reviews)
-
-
-def check_reviews(config: Config, splits: Splits, folder: Path) -> None:
-    """Raise BadInput where a learner in the run's folder was trained with other reviews than these."""
-    reviews = hash_reviews(splits.train, splits.validation)
-    for name in config.learners:
-        refuse_other_reviews(learner_folder(folder, config, name), reviews)
 
 
 def extend_model(model: PreTrainedModel, config: Config) -> None:
@@ -175,10 +176,10 @@ def meta_train(
     """
     accelerator, learner = bench.accelerator, bench.learner(config)
     sampler = training_tasks(config, bench.splits.train)
-    texts, reviews = bench.splits.train["text"][:], hash_reviews(bench.splits.train, bench.splits.validation)
+    texts = bench.splits.train["text"][:]
     bench.weights.restore(bench.theta_0)
     outer_step = OuterStep(bench.weights, config.outer_kind)
-    done, lines = resume_from(folder, outer_step, accelerator, reviews) if config.resume else (-1, [])
+    done, lines = resume_from(folder, outer_step, accelerator, bench.given) if config.resume else (-1, [])
     episodes = validation_episodes(bench)
     points = {0, *(round(config.meta_steps * i / config.validations) for i in range(1, config.validations + 1))}
     is_main, started = accelerator.is_main_process, perf_counter()
@@ -194,7 +195,7 @@ def meta_train(
     if is_main:
         write_atomically(folder / "metrics.jsonl", "".join(line + "\n" for line in lines).encode())
     if done < 0:
-        record({"meta_step": 0, "review_passes": 0, "reviews": reviews})
+        record({"meta_step": 0, "review_passes": 0, **bench.given})
         done = 0
     bar = tqdm(total=config.meta_steps, initial=done, desc=learner.name, disable=not is_main)
     with bar, stop_signals() as came:
@@ -243,7 +244,7 @@ def annealed(config: Config, kind: str, step: int) -> float:
 
 
 def resume_from(
-    folder: Path, outer_step: OuterStep, accelerator: Accelerator, reviews: str
+    folder: Path, outer_step: OuterStep, accelerator: Accelerator, given: dict[str, str]
 ) -> tuple[int, list[str]]:
     """Load the folder's newest checkpoint: meta-steps done, and (main process only) the lines of `metrics.jsonl`.
 
@@ -251,8 +252,8 @@ def resume_from(
     checkpoint yet, −1 meta-steps are done: not even the first line, of the untrained model, is written.
 
     Raises:
-        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hash of the reviews is not
-            `reviews`.
+        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hashes are not those of
+            `given`.
     """
     lines: list[str] = []
     facts: dict[str, Any] = {"done": -1, "wrong": ""}
@@ -261,7 +262,7 @@ def resume_from(
         try:
             found = read_checkpoint(folder / "checkpoint")
             lines = read_lines(folder / "metrics.jsonl", None if found is None else found[0])
-            refuse_other_reviews(folder, reviews)
+            refuse_others(folder, given)
             if found is not None:
                 facts["done"], content = found
         except MetalibError as error:

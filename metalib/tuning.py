@@ -11,7 +11,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
-from metalib.folders import begin, log_to, refuse_other_settings, start_folder
+from metalib.folders import alone_in, begin, log_to, refuse_other_settings, start_folder
 from metalib.learners import LEARNERS
 from metalib.report import percent, table
 from metalib.runs import load_splits
@@ -73,7 +73,7 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
     accelerator.wait_for_everyone()
     rows: list[dict[str, Any]] = []
     trained: tuple[Config, Workbench] | None = None
-    with log_to(folder, accelerator):
+    with alone_in(folder, accelerator), log_to(folder, accelerator):
         for number, (choice, candidate) in enumerate(candidates):
             training = replace(candidate, **{name: getattr(config, name) for name in TEST_SETTINGS})
             if trained is None or trained[0] != training:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from metalib import processes, training
 from metalib.checkpoint import load_checkpoint, read_lines
@@ -46,6 +47,17 @@ def test_two_processes_give_the_same_run(place):
         in said
     )
     groups.assert_same_run(place / "two", place / "one")
+
+
+@pytest.mark.slow
+def test_all_processes_refuse_a_folder_that_is_being_trained(place):
+    words = ("run.yaml", "--out", "held", "--meta-batch", "5", "--resume")
+    (place / "held").mkdir()
+    with FileLock(place / "held" / "train.lock"):
+        (place / "held" / "config.yaml").write_bytes((place / "one" / "config.yaml").read_bytes())
+        said = groups.run(place, groups.START[2], *words, code=1)
+    assert "is being trained by another command" in said
+    assert not (place / "held" / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -352,6 +364,6 @@ def test_a_start_from_zero_is_not_silent(tmp_path, bench, caplog, monkeypatch):
     caplog.set_level("INFO")
     (tmp_path / "metrics.jsonl").write_text("\n".join(LINES))
     step = training.OuterStep(bench.weights, "sgd")
-    assert resume_from(tmp_path, step, bench.accelerator, "") == (-1, [])
+    assert resume_from(tmp_path, step, bench.accelerator, {}) == (-1, [])
     assert "has 3 lines, but there is no checkpoint" in caplog.text
     assert "starting from the beginning" in caplog.text

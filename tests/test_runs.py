@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from filelock import FileLock
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -84,7 +85,7 @@ def contents(folder: Path, but: tuple[str, ...] = ("running_logs.log", "config.y
 def test_folder_holds_everything(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "metrics.jsonl", "evaluation.json", "curves.json", "report.md", "running_logs.log",
-        "learning_curve.png", "adaptation_curve.png", "domains.png", "checkpoint", "model", "baselines",
+        "learning_curve.png", "adaptation_curve.png", "domains.png", "checkpoint", "model", "baselines", "train.lock",
     }  # fmt: skip
     assert {path.name for path in (folder / "baselines").iterdir()} == {"joint", "finetuned"}
     for learner in (folder, folder / "baselines" / "joint", folder / "baselines" / "finetuned"):
@@ -105,7 +106,7 @@ def test_every_file_opens_as_what_it_is_and_none_is_a_pickle_or_zip(folder: Path
     opens = {
         ".json": read, ".yaml": lambda path: yaml.safe_load(path.read_text()), ".safetensors": load_file,
         ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
-        ".md": Path.read_text, ".log": Path.read_text,
+        ".md": Path.read_text, ".log": Path.read_text, ".lock": lambda path: path.read_bytes() == b"",
         ".png": lambda path: path.read_bytes().startswith(b"\x89PNG\r\n"),
     }  # fmt: skip
     for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -352,6 +353,37 @@ def test_a_run_is_neither_tested_nor_resumed_on_other_reviews(
         assert main([*words, "--data", str(tmp_path / "reviews.json")]) == 2
         assert "was made with other reviews than these — give it the same data" in capsys.readouterr().err
     assert contents(copy) == before
+
+
+def test_a_run_is_neither_tested_nor_resumed_with_another_model(copy: Path, capsys: Any) -> None:
+    for learner in (copy, copy / "baselines" / "joint"):
+        first, _, rest = (learner / "metrics.jsonl").read_text().partition("\n")
+        (learner / "metrics.jsonl").write_text(json.dumps({**json.loads(first), "model": "0" * 64}) + "\n" + rest)
+        before = contents(copy)
+        for words in (["evaluate", str(copy)], ["train", "--out", str(copy), "--resume"]):
+            assert main(words) == 2
+            assert f"{str(learner)!r} was made with another model than this" in capsys.readouterr().err
+        assert contents(copy) == before
+        line = json.loads(first)
+        (learner / "metrics.jsonl").write_text(json.dumps({k: line[k] for k in line if k != "model"}) + "\n" + rest)
+    assert main(["evaluate", str(copy)]) == 0  # a run of a version that did not say it
+
+
+def test_two_commands_do_not_train_into_one_folder(copy: Path, capsys: Any) -> None:
+    before = contents(copy)
+    with FileLock(copy / "train.lock"):
+        assert main(["train", "--out", str(copy), "--resume"]) == 2
+        assert "is being trained by another command — wait until it has ended" in capsys.readouterr().err
+    assert contents(copy) == before
+    assert main(["train", "--out", str(copy), "--resume"]) == 0
+
+
+def test_a_disk_without_locks_is_trained_on_all_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(lock: FileLock, timeout: float) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("metalib.folders.FileLock.acquire", refuse)
+    assert main(["train", "--out", str(copy), "--resume"]) == 0
 
 
 def test_settings_of_a_learner_that_is_not_in_the_run_are_told_of(copy: Path, capsys: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import nn
 
 from metalib.checkpoint import load_checkpoint
 from metalib.config import Config
-from metalib.errors import MetalibError, NotFinite
+from metalib.errors import BadInput, MetalibError, NotFinite
 from metalib.inner import adapt, untouched
 from metalib.learners import Learner, Reptile
+from metalib.models import TokenizedReviews
+from metalib.processes import make_accelerator
 from metalib.tasks import TaskSampler, hash_tasks
-from metalib.training import annealed, check_finite, meta_train, sum_directions, training_tasks
+from metalib.training import annealed, check_finite, meta_train, prepare, sum_directions, training_tasks
 from metalib.weights import Kept, Weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
@@ -267,14 +270,27 @@ def test_joint_training_gets_as_many_review_passes(config, inner_steps, train_sh
 
 
 def test_frozen_parameters_stay_as_they_are_in_training(config, splits, tmp_path):
-    from metalib.processes import make_accelerator
-    from metalib.training import prepare
-
     bench = prepare(replace(config, frozen_layers=1), splits, make_accelerator())
     before = {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
     train(bench, replace(config, meta_steps=1, validations=0), tmp_path)
     for name, parameter in bench.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name
+
+
+@pytest.mark.parametrize("what", ["nothing", "trained weights", "frozen weights", "tokens"])
+def test_a_training_goes_on_with_the_model_it_began_with(config, splits, tmp_path, what):
+    frozen = replace(config, frozen_layers=1, meta_steps=1, validations=0)
+    bench = prepare(frozen, splits, make_accelerator())
+    meta_train(bench, frozen, tmp_path)
+    reviews = dict(bench.reviews)
+    if what == "tokens":
+        reviews["train"] = TokenizedReviews(splits.train, bench.tokenizer, 20)
+    for parameter in bench.model.parameters():
+        if what.endswith("weights"):
+            parameter.data += 0.1 * (parameter.requires_grad == (what == "trained weights"))
+    again = replace(bench, reviews=reviews)
+    with nullcontext() if what in ("nothing", "trained weights") else pytest.raises(BadInput, match="another model"):
+        meta_train(again, replace(frozen, meta_steps=2, resume=True), tmp_path)
 
 
 def test_a_direction_of_another_shape_is_named(bench, config, monkeypatch):
