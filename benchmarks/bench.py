@@ -581,13 +581,13 @@ def main(data: str = "", model: str = "", out: Path | None = None, only: tuple[s
     datasets.disable_progress_bars()
     out = out or (HERE / "results.json" if data and model else HERE.parent / "runs" / "bench" / "results.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    results = begin(out, machine(), resume or bool(only))
+    results, code = begin(out, machine(), resume or bool(only)), commit()
     for name, measure in measurements(data, model).items():
         if name in only or (name not in results and not only):
             print(f"{name} …", flush=True)
             threads = 1 if name.startswith("tiny") else os.cpu_count() or 1
             torch.set_num_threads(threads)
-            results[name] = {"threads": threads, "commit": commit(), **measure()}
+            results[name] = {"threads": threads, "commit": code, **measure()}
             write_atomically(out, json.dumps(results, indent=1).encode())
     write_tables(results, out.parent)
     print(f"written: {out.parent / 'RESULTS.md'}", flush=True)

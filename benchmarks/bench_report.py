@@ -229,10 +229,10 @@ def draw_lines(results: dict[str, Any], path: Path) -> None:
 
 def commits(results: dict[str, Any]) -> str:
     """At which commits the figures were measured."""
-    found = {entry.get("commit") for name, entry in results.items() if name not in ("machine", "gpu")}
-    if len(found) == 1 and None not in found:
-        return f"All of it was measured at commit {found.pop()}."
-    return "Measured at several commits, not in one go."
+    found = {entry.get("commit", "") for name, entry in results.items() if name not in ("machine", "gpu")}
+    if len(found) == 1 and "" not in found:
+        return f"Measured at commit {found.pop()}."
+    return "Measured at several commits, not in one go." if len(found) > 1 else "At which commit was not noted."
 
 
 def rest_table(results: dict[str, Any]) -> str:

@@ -65,7 +65,8 @@ def choose_folder(config: Config, accelerator: Accelerator, prefix: str = "") ->
     folder = Path(from_main(accelerator, name.encode()).decode()).expanduser()
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--out {str(folder)!r} is a file — name a folder")
-    begun = [file for file in folder.iterdir() if file.name != "config.yaml.new"] if folder.is_dir() else []
+    unsaid = ("config.yaml.new", "train.lock")  # all that a command leaves that was killed while it began
+    begun = [file for file in folder.iterdir() if file.name not in unsaid] if folder.is_dir() else []
     if begun:
         if not config.resume:
             raise BadInput(f"--out {str(folder)!r} is there already — add --resume to go on with it, or name another")
@@ -116,30 +117,6 @@ def check_given(folder: Path, config: Config, given: Mapping[str, str]) -> None:
         refuse_others(learner_folder(folder, config, name), given)
 
 
-@contextmanager
-def alone_in(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Inside, no other command trains into the folder. The lock goes with the process, however that ends.
-
-    Raises:
-        BadInput: another command does, said by all processes.
-    """
-    lock, taken = FileLock(folder / "train.lock"), False
-    if accelerator.is_main_process:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            taken = True
-        except (OSError, NotImplementedError) as error:
-            log.debug("%s: this disk knows no locks (%s)", folder, error)
-    if anywhere(accelerator, taken):
-        raise BadInput(f"--out {str(folder)!r} is being trained by another command — wait until it has ended, or name "
-                       "another")  # fmt: skip
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def start_folder(folder: Path, config: Config) -> None:
     """Make a folder that holds its settings.
 
@@ -153,6 +130,35 @@ def start_folder(folder: Path, config: Config) -> None:
     except MetalibError as error:
         reason = getattr(error.__cause__, "strerror", error)
         raise BadInput(f"--out {str(folder)!r} cannot be written: {reason} — name another folder") from error
+
+
+@contextmanager
+def alone_in(folder: Path, config: Config, accelerator: Accelerator) -> Iterator[None]:
+    """Inside, the folder is there, with its settings, and no other command trains into it.
+
+    The lock goes with the process, however that ends. On a disk that knows no locks there is none.
+
+    Raises:
+        BadInput: another command trains into it (said by all processes), or it cannot be made or written.
+    """
+    lock, taken = FileLock(folder / "train.lock", fallback_to_soft=False, preserve_lock_file=True), False
+    if accelerator.is_main_process:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            taken = True
+        except OSError as error:
+            log.debug("%s is not locked: %s", folder, error)
+    if anywhere(accelerator, taken):
+        raise BadInput(f"--out {str(folder)!r} is being trained by another command — wait until it has ended, or name "
+                       "another")  # fmt: skip
+    try:
+        if accelerator.is_main_process:
+            start_folder(folder, config)
+        accelerator.wait_for_everyone()
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

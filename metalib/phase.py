@@ -17,16 +17,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config
 from metalib.errors import BadInput
 from metalib.evaluation import Episodes, interval, score, score_interval, winner
-from metalib.folders import (
-    alone_in,
-    begin,
-    check_given,
-    log_to,
-    read_json,
-    refuse_other_settings,
-    start_folder,
-    write_json,
-)
+from metalib.folders import alone_in, begin, check_given, log_to, read_json, refuse_other_settings, write_json
 from metalib.plots import label, phase_diagram, plt
 from metalib.processes import from_main
 from metalib.report import percent, table
@@ -75,7 +66,7 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
     `resume`: a cell is in `phase.json` or not, and a training that was broken off goes on from its checkpoint.
 
     Raises:
-        BadInput: before anything is trained or written.
+        BadInput: before anything is trained or written; where a world was begun with another model, before that world.
     """
     accelerator, config, folder = begin(config, "phase-")
     trainings, shots = worlds(config, grid)
@@ -88,10 +79,7 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
             splits = load_splits(world)
         test_episodes(replace(world, shots=max(shots)), splits)
         check_given(folder / name, world, {"reviews": hash_reviews(splits.train, splits.validation)})
-    if accelerator.is_main_process:
-        start_folder(folder, config)
-    accelerator.wait_for_everyone()
-    with alone_in(folder, accelerator), log_to(folder, accelerator):
+    with alone_in(folder, config, accelerator), log_to(folder, accelerator):
         for name, world in tqdm(trainings, "worlds", disable=not accelerator.is_main_process):
             missing = [count for count in shots if (name, count) not in done]
             if not missing:
@@ -99,10 +87,9 @@ def phase(config: Config, grid: dict[str, list[str]]) -> Path:
             with accelerator.main_process_first():
                 splits = load_splits(world)
             bench = prepare(replace(world, resume=True), splits, accelerator)
-            if accelerator.is_main_process:
-                start_folder(folder / name, world)
-            accelerator.wait_for_everyone()
-            thetas = train_learners(bench, folder / name)
+            check_given(folder / name, world, bench.given)
+            with alone_in(folder / name, world, accelerator):
+                thetas = train_learners(bench, folder / name)
             for count in missing:
                 cells.append({"world": name, **settings_of(world, grid), **compare_at(bench, thetas, count)})
                 if accelerator.is_main_process:

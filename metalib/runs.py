@@ -19,7 +19,7 @@ from metalib.checkpoint import load_checkpoint
 from metalib.config import Config, read_config
 from metalib.errors import BadInput, MetalibError
 from metalib.evaluation import Episodes, compare, constant_predictions, curve, predict_episodes, summarise
-from metalib.folders import alone_in, begin, check_given, learner_folder, log_to, read_json, start_folder, write_json
+from metalib.folders import alone_in, begin, check_given, learner_folder, log_to, read_json, write_json
 from metalib.learners import Learner, MetricLearner
 from metalib.processes import describe, make_accelerator, warn_of_launch
 from metalib.reviews import Splits, load_reviews, split_domains
@@ -85,13 +85,11 @@ def train(config: Config) -> Path:
     test_episodes(config, splits)  # before the work
     bench = prepare(config, splits, accelerator)
     check_given(folder, config, bench.given)
-    if accelerator.is_main_process:
-        start_folder(folder, config)
-    if config.trackers:
-        accelerator = bench.accelerator = make_accelerator(config.trackers, folder)
-        accelerator.init_trackers("metalib", flat_settings(config))
-    accelerator.wait_for_everyone()
-    with alone_in(folder, accelerator), log_to(folder, accelerator):
+    with alone_in(folder, config, accelerator), log_to(folder, accelerator):
+        if config.trackers:
+            accelerator = bench.accelerator = make_accelerator(config.trackers, folder)
+            accelerator.init_trackers("metalib", flat_settings(config))
+            accelerator.wait_for_everyone()
         log.info("%s: %s", folder, describe(accelerator, config.meta_batch))
         warn_of_launch(accelerator, config.meta_batch)
         log.info("train on %s; test on %s", ", ".join(splits.train_domains), ", ".join(splits.test_domains))
@@ -273,7 +271,7 @@ def evaluate(folder: str | Path, data: str | None = None) -> Path:
     data: where the run's reviews are now, if not where they were.
 
     Raises:
-        BadInput: it is no finished run, or was trained with other reviews.
+        BadInput: it is no finished run, or was trained with other reviews or another model.
     """
     folder = Path(folder).expanduser()
     config = read_run(folder)

@@ -8,7 +8,6 @@ from textwrap import shorten
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
 
 from metalib.errors import BadInput
 from metalib.models import TokenizedReviews
@@ -99,12 +98,11 @@ def hash_reviews(*parts: Dataset) -> str:
     return digest.hexdigest()
 
 
-def hash_given(model: nn.Module, *reviews: TokenizedReviews) -> str:
-    """SHA-256 over what a model brings along and training leaves as it is: frozen weights, the tokens of reviews."""
+def hash_given(weights: Iterable[torch.Tensor], *reviews: TokenizedReviews) -> str:
+    """SHA-256 over what training leaves as it is: some weights, in order, and the tokens of some sets of reviews."""
     digest = hashlib.sha256()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.requires_grad:
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for tensor in weights:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     for tokens in (tokens for part in reviews for tokens in part.tokens):
         digest.update(b"%d\0" % len(tokens) + tokens.tobytes())
     return digest.hexdigest()

@@ -56,10 +56,11 @@ class Workbench:
 
     @cached_property
     def given(self) -> dict[str, str]:
-        """Hashes of what a run cannot do without, and does not keep: the reviews, and what the model brings along."""
-        tokens = [self.reviews[part] for part in ("train", "validation")]
+        """Hashes of what a run needs and does not keep: reviews, their tokens, frozen weights that it did not draw."""
+        tensors = self.model.state_dict(keep_vars=True).values() if self.config.model != "tiny" else ()
+        frozen = [tensor for tensor in tensors if not tensor.requires_grad]
         return {"reviews": hash_reviews(self.splits.train, self.splits.validation),
-                "model": hash_given(self.model, *tokens)}  # fmt: skip
+                "model": hash_given(frozen, self.reviews["train"], self.reviews["validation"])}  # fmt: skip
 
     @property
     def theta_0(self) -> torch.Tensor:
@@ -252,8 +253,7 @@ def resume_from(
     checkpoint yet, −1 meta-steps are done: not even the first line, of the untrained model, is written.
 
     Raises:
-        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hashes are not those of
-            `given`.
+        BadInput: no checkpoint is whole, `metrics.jsonl` does not belong to it, or its hashes are not `given`.
     """
     lines: list[str] = []
     facts: dict[str, Any] = {"done": -1, "wrong": ""}

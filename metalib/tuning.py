@@ -11,7 +11,7 @@ from metalib.checkpoint import write_atomically
 from metalib.config import Config, make_config, parse_assignments
 from metalib.errors import BadInput
 from metalib.evaluation import METRICS, Episodes, predict_episodes, score, score_interval
-from metalib.folders import alone_in, begin, log_to, refuse_other_settings, start_folder
+from metalib.folders import alone_in, begin, log_to, refuse_other_settings
 from metalib.learners import LEARNERS
 from metalib.report import percent, table
 from metalib.runs import load_splits
@@ -68,19 +68,15 @@ def tune(config: Config, grid: dict[str, list[str]]) -> Path:
         refuse_other_settings(folder / f"{number:03d}", candidate, free)  # resumed with another grid
         with accelerator.main_process_first():
             load_splits(candidate)
-    if accelerator.is_main_process:
-        start_folder(folder, config)
-    accelerator.wait_for_everyone()
     rows: list[dict[str, Any]] = []
     trained: tuple[Config, Workbench] | None = None
-    with alone_in(folder, accelerator), log_to(folder, accelerator):
+    with alone_in(folder, config, accelerator), log_to(folder, accelerator):
         for number, (choice, candidate) in enumerate(candidates):
             training = replace(candidate, **{name: getattr(config, name) for name in TEST_SETTINGS})
             if trained is None or trained[0] != training:
                 bench = prepare(replace(candidate, validations=0), load_splits(candidate), accelerator)
-                if accelerator.is_main_process:
-                    start_folder(folder / f"{number:03d}", candidate)
-                meta_train(bench, bench.config, folder / f"{number:03d}")
+                with alone_in(folder / f"{number:03d}", candidate, accelerator):
+                    meta_train(bench, bench.config, folder / f"{number:03d}")
                 trained = (training, bench)
             rows.append({"settings": choice, **score_on_validation(trained[1], candidate)})
             if accelerator.is_main_process:

@@ -281,6 +281,7 @@ def test_frozen_parameters_stay_as_they_are_in_training(config, splits, tmp_path
 def test_a_training_goes_on_with_the_model_it_began_with(config, splits, tmp_path, what):
     frozen = replace(config, frozen_layers=1, meta_steps=1, validations=0)
     bench = prepare(frozen, splits, make_accelerator())
+    bench.config = replace(frozen, model="that was loaded")
     meta_train(bench, frozen, tmp_path)
     reviews = dict(bench.reviews)
     if what == "tokens":
