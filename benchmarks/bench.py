@@ -142,8 +142,7 @@ class Pair:
         times = {name: [took[name] for took, _ in found] for name in ("plain", "metalib")}
         worst = max(difference for _, difference in found)
         return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]),
-                "ratio": ratio(times["plain"], times["metalib"]), "difference": worst,
-                "padded_to": "its batch"}  # fmt: skip
+                "ratio": ratio(times["plain"], times["metalib"]), "difference": worst}  # fmt: skip
 
 
 def ratio(theirs: list[float], ours: list[float]) -> Measured:
@@ -245,8 +244,7 @@ def in_processes(bench: Workbench, repetitions: int, tasks: int = 24) -> Measure
                 lots.append(seconds(lambda: [pair.plain_direction(pair.sampler[i]) for i in range(tasks)]) / tasks)
             times["plain"].append(min(lots))
     return {"plain_seconds": spread(times["plain"]), "metalib_seconds": spread(times["metalib"]), "threads": cores,
-            "ratio": ratio(times["plain"], times["metalib"]), "difference": found["difference"],
-            "padded_to": "its batch"}  # fmt: skip
+            "ratio": ratio(times["plain"], times["metalib"]), "difference": found["difference"]}  # fmt: skip
 
 
 def flops_of(bench: Workbench, rows: np.ndarray) -> int:

@@ -13,9 +13,10 @@ NAMES = {"tiny": "tiny", "minilm": "MiniLM-L6"}
 SAME_THETA = {
     "minilm_512": ("MiniLM-L6, 10 + 10 support, 5 steps of 10; plain way padded to 512", "≥ 6"),
     "minilm_original": ("MiniLM-L6, 100 support, 5 epochs in batches of 5, 30 query; plain way padded to 512", "≥ 6"),
-    "minilm_longest": ("MiniLM-L6, 10 + 10 support, 5 steps of 10; plain way padded to the longest of {}", "≥ 1.5"),
+    "minilm_longest": ("MiniLM-L6, 10 + 10 support, 5 steps of 10; plain way padded to the longest of its batch",
+                       "≥ 1.5"),
     "tiny_padded": ("tiny, 10 + 10 support, 5 steps of 10; plain way padded to 128", ""),
-    "tiny_longest": ("tiny, 10 + 10 support, 5 steps of 10; plain way padded to the longest of {}", "≥ 3"),
+    "tiny_longest": ("tiny, 10 + 10 support, 5 steps of 10; plain way padded to the longest of its batch", "≥ 3"),
     "tiny_processes": ("the same with both cores: metalib in one process a core, the plain way in one process", "≥ 3"),
 }
 PAGE = """# What metalib costs
@@ -53,14 +54,11 @@ to run: rounding grows while it trains.
 """
 ELSEWHERE = """## On another machine
 
-{cpu}, {cores} cores; all else as above ([all figures]({file})). {commits}{older}
+{cpu}, {cores} cores; all else as above ([all figures]({file})). {commits}
 
 {same}
 {rest}
 """
-
-OLDER = """ Measured before the plain way padded each minibatch by itself: it is padded
-to the longest of its set, and the ratio is the median task's."""
 GPU = """{name}, torch {torch}, bfloat16 (`make bench-gpu`). Real reviews cut at {longest} tokens, 10 + 10 support, 5
 steps of {batch} reviews where nothing else is said; random weights of each model's size. *metalib* is the library as
 it is, with its recorded passes; *in step* are n tasks in one lot of calls ([stack.py](stack.py): a BERT by hand, SGD,
@@ -93,7 +91,7 @@ def same_theta_table(results: dict[str, Any]) -> str:
     for name, (what, goal) in SAME_THETA.items():
         if found := results.get(name):
             ratio = together(found["ratio"])
-            rows.append([what.format(found.get("padded_to", "its set")), str(found["plain_seconds"]["repetitions"]),
+            rows.append([what, str(found["plain_seconds"]["repetitions"]),
                          around(found["plain_seconds"], 2), around(found["metalib_seconds"], 3), around(ratio, 1, "×"),
                          goal, met(goal, ratio["median"]), f"{found['difference']:.0e}"])  # fmt: skip
     return table(["", "tasks", "plain way, s", "metalib, s", "ratio", "goal", "met", "difference"], rows)
@@ -136,8 +134,8 @@ def other_rows(results: dict[str, Any]) -> list[list[str]]:
 
     if {"tiny_longest", "tiny_shares"} <= results.keys():
         bound = together(results["tiny_longest"]["ratio"])["median"] / (1 - results["tiny_shares"]["rest"]["median"])
-        what = "tiny: the ratio to the plain way padded to the longest of {}, if all but forward and backward were free"
-        add(what.format(results["tiny_longest"].get("padded_to", "its set")), f"{bound:.1f}×")
+        add("tiny: the ratio to the plain way padded to the longest of its batch, if all but forward and backward were "
+            "free", f"{bound:.1f}×")  # fmt: skip
     if found := results.get("tiny_in_step"):
         add(f"tiny, one core: seconds of {found['at_a_time']} tasks one by one, to those of the same in step",
             around(together(found["ratio"]), 2, "×"))  # fmt: skip
@@ -245,7 +243,6 @@ def rest_table(results: dict[str, Any]) -> str:
 def page(results: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
     """The whole of `RESULTS.md`; others: name of a file → what another machine measured."""
     elsewhere = "".join(ELSEWHERE.format(file=name, same=same_theta_table(found), rest=rest_table(found),
-                                         older=OLDER * ("padded_to" not in found.get("tiny_longest", {})),
                                          commits=commits(found), **found["machine"])
                         for name, found in others.items())  # fmt: skip
     unknown = dict.fromkeys(("cpu", "cores", "threads", "python", "torch", "transformers"), "?")
